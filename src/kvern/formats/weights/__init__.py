@@ -1,0 +1,18 @@
+"""Weight formats by name. A module is imported when its format is first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from kvern.core.errors import ModelFileError
+from kvern.formats.weight_format import WeightFormat
+
+NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "W8A8")
+
+
+def get(name: str) -> WeightFormat:
+    """The format called ``name``, in either case; raises ModelFileError when there is none."""
+    if name.upper() not in NAMES:
+        raise ModelFileError(f"weight format {name!r} is not known; known are {', '.join(NAMES)}")
+    found: WeightFormat = import_module(f"{__name__}.{name.lower()}").FORMAT
+    return found

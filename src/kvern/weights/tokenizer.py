@@ -1,0 +1,234 @@
+"""Text to token ids and back, from `tokenizer.json` (Hugging Face layout) or from GGUF metadata.
+
+``load_tokenizer(path)`` reads a model folder or a `tokenizer.json`; ``tokenizer_gguf.tokenizer_from_gguf`` reads a
+GGUF header. Nothing in a file is executed, and every id a file names is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from kvern.core.errors import InvalidRequest, ModelFileError
+from kvern.weights.token_table import TokenTable
+
+MAX_TOKENIZER_FILE_BYTES = 256 << 20
+
+# Tokens that end a turn or a text in the instruction formats of the supported families.
+END_OF_GENERATION = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+)
+
+
+class TextEncoder(Protocol):
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Ids of ``text`` alone, nothing put before or after it."""
+
+
+class Tokenizer:
+    """One model's tokenizer. Threads may share it.
+
+    ``prefix`` and ``suffix`` are put around a text when special tokens are asked for (a start token, mostly).
+    ``eos_id`` is the model's own end token; ``eos_ids`` are all ids that end a generation (end of turn too).
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        encoder: TextEncoder,
+        table: TokenTable,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        end_ids: Iterable[int] = (),
+        prefix: Sequence[int] = (),
+        suffix: Sequence[int] = (),
+        drops_first_space: bool = False,
+    ) -> None:
+        self._encoder = encoder
+        self._table = table
+        self._prefix = list(prefix)
+        self._suffix = list(suffix)
+        self.drops_first_space = drops_first_space
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.eos_ids = frozenset(end_ids) | ({eos_id} if eos_id is not None else set())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the vocabulary has; a model's output head may be padded beyond it."""
+        return len(self._table)
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_special`` puts the model's start (and end) tokens around it; ``parse_special`` recognises control
+        tokens spelled out in it. Raises InvalidRequest for text that is not Unicode (lone surrogates).
+        """
+        check_unicode(text)
+        ids = self._encoder.encode(text, parse_special)
+        return self._prefix + ids + self._suffix if add_special else ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
+        special = self._table.special
+        pieces = [self._table.bytes_of(token) for token in ids if not (skip_special and token in special)]
+        text = b"".join(pieces).decode("utf-8", "replace")
+        return text[1:] if self.drops_first_space and text.startswith(" ") else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token adds to the text (control tokens: their spelling); empty beyond the vocabulary."""
+        return self._table.bytes_of(token)
+
+    def token_text(self, token: int) -> str:
+        """The token's spelling in the vocabulary; empty beyond it."""
+        return self._table.text_of(token)
+
+    def is_special(self, token: int) -> bool:
+        return token in self._table.special
+
+
+def check_unicode(text: str, field: str | None = None) -> None:
+    """Raise InvalidRequest, with the place, when ``text`` holds a lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"the text is not valid Unicode: lone surrogate at character {error.start}",
+            field=field,
+            code="invalid_unicode",
+        ) from error
+
+
+class LibraryEncoder:
+    """A tokenizer of the `tokenizers` library; a second copy, made when first needed, ignores control tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._aware = tokenizer
+        self._blind: Any = None
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        tokenizer = self._aware if parse_special else self._blind or self._make_blind()
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _make_blind(self) -> Any:
+        blind = type(self._aware).from_str(self._aware.to_str())
+        blind.encode_special_tokens = True
+        self._blind = blind
+        return blind
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read ``path``: a model folder with a `tokenizer.json`, or that file. Raises ModelFileError."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ModelFileError(f"no tokenizer.json in {path}; kvern reads no other Hugging Face tokenizer file")
+    if file.stat().st_size > MAX_TOKENIZER_FILE_BYTES:
+        raise ModelFileError(f"{file} is over {MAX_TOKENIZER_FILE_BYTES >> 20} MiB")
+    return _from_json(file.read_bytes(), str(file), file.parent)
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+    special: bool = False
+
+
+class _TokenizerFile(msgspec.Struct):
+    """The parts of a tokenizer.json that the library does not report back."""
+
+    decoder: dict[str, Any] | None = None
+    added_tokens: list[_AddedToken] = []
+
+
+def _from_json(data: bytes, name: str, folder: Path) -> Tokenizer:
+    import tokenizers
+
+    try:
+        described = msgspec.json.decode(data, type=_TokenizerFile)
+        library = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception
+        raise ModelFileError(f"{name} is not a tokenizer: {error}") from error
+    library.no_truncation()
+    library.no_padding()
+    size = library.get_vocab_size(with_added_tokens=True)
+    highest = max((token.id for token in described.added_tokens), default=-1)
+    if highest >= size + 1_000_000:
+        raise ModelFileError(f"{name}: added token id {highest} is far beyond its {size} tokens")
+    texts = [library.id_to_token(token) for token in range(max(size, highest + 1))]
+    special = frozenset(token.id for token in described.added_tokens if token.special)
+    literal = frozenset(token.id for token in described.added_tokens)
+    style, drops_first_space = _spelling(described.decoder, name)
+    prefix, suffix = _surroundings(library)
+    config = _read_object(folder / "tokenizer_config.json")
+    return Tokenizer(
+        LibraryEncoder(library),
+        TokenTable(texts, style, special, literal),
+        bos_id=_named_token(library, config.get("bos_token")),
+        eos_id=_named_token(library, config.get("eos_token")),
+        end_ids=_ends(library, _read_object(folder / "generation_config.json"), special),
+        prefix=prefix,
+        suffix=suffix,
+        drops_first_space=drops_first_space,
+    )
+
+
+def _spelling(decoder: dict[str, Any] | None, name: str) -> tuple[Any, bool]:
+    """How the vocabulary spells bytes, and whether decoding drops one leading space."""
+    steps = (decoder or {}).get("decoders") or [decoder or {}]
+    kinds = [step.get("type") for step in steps]
+    if "ByteLevel" in kinds:
+        return "byte_level", False
+    if "Metaspace" in kinds:
+        [metaspace] = [step for step in steps if step.get("type") == "Metaspace"]
+        return "sentencepiece", metaspace.get("prepend_scheme", "always") != "never"
+    if "Replace" in kinds or "ByteFallback" in kinds:
+        strips = any(step.get("type") == "Strip" and step.get("start", 0) > 0 for step in steps)
+        return "sentencepiece", strips
+    raise ModelFileError(f"{name}: unsupported decoder {kinds}; byte-level and SentencePiece-style ones are supported")
+
+
+def _surroundings(library: Any) -> tuple[list[int], list[int]]:
+    """What the post-processor puts before and after a text, found by trying it."""
+    plain = library.encode("a", add_special_tokens=False).ids
+    full = library.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    return [], []
+
+
+def _ends(library: Any, generation: dict[str, Any], special: frozenset[int]) -> set[int]:
+    listed = generation.get("eos_token_id")
+    ends = {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
+    for text in END_OF_GENERATION:
+        token = library.token_to_id(text)
+        if token is not None and token in special:
+            ends.add(token)
+    return ends
+
+
+def _named_token(library: Any, named: object) -> int | None:
+    """Id of a token named in tokenizer_config.json: a string, or an object with ``content``."""
+    text = named.get("content") if isinstance(named, dict) else named
+    return library.token_to_id(text) if isinstance(text, str) else None
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModelFileError(f"{file} is not JSON: {error}") from error
+    return value if isinstance(value, dict) else {}
