@@ -1,0 +1,97 @@
+"""How a family's tensors are called in a file, and what a reader must offer to load them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvern.kernels.ops import Weight
+
+
+class TensorSource(Protocol):
+    """Named tensors of one model, whatever file they are in. Names are those of the file."""
+
+    def names(self) -> Iterable[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Outermost dimension first: a matrix is (outputs, inputs)."""
+
+    def matrix(self, name: str) -> Weight:
+        """A matrix in its own format, not decoded."""
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """A one-dimensional tensor, decoded and owned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One kind of file of one family.
+
+    ``whole`` and ``layer`` map the fields of Model and LayerWeights to tensor names; names of ``layer`` contain
+    ``{layer}``. ``roots`` are prefixes that may stand before every name. Fields in ``optional`` may be absent.
+    ``norm_offset`` is added to every norm weight. Heads of ``interleaved`` fields have their rotary pairs side by
+    side (2 i, 2 i + 1) in the file and are brought to halves (i, i + head_dim / 2). Tensors whose name ends in one
+    of ``ignored`` are known not to matter; those outside every root are another part of the file (a vision tower);
+    any other tensor that is not named here is an error.
+    """
+
+    whole: Mapping[str, str]
+    layer: Mapping[str, str]
+    optional: frozenset[str]
+    roots: tuple[str, ...] = ("",)
+    norm_offset: float = 0.0
+    interleaved: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
+
+
+BIASES = frozenset(
+    {"query_bias", "key_bias", "value_bias", "attention_output_bias", "gate_bias", "up_bias", "down_bias"}
+)
+
+GGUF_WHOLE = {"embedding": "token_embd.weight", "output_norm": "output_norm.weight", "output": "output.weight"}
+GGUF_IGNORED = ("rope_freqs.weight", "attn_rot_embd", "rope_factors_long.weight", "rope_factors_short.weight")
+_GGUF_MATRICES = {
+    "query": "attn_q",
+    "key": "attn_k",
+    "value": "attn_v",
+    "attention_output": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+GGUF_LAYER = {
+    "attention_norm": "blk.{layer}.attn_norm.weight",
+    "feed_forward_norm": "blk.{layer}.ffn_norm.weight",
+    **{field: f"blk.{{layer}}.{name}.weight" for field, name in _GGUF_MATRICES.items()},
+    **{f"{field}_bias": f"blk.{{layer}}.{name}.bias" for field, name in _GGUF_MATRICES.items()},
+}
+GGUF_HEAD_NORMS = {
+    "query_norm": "blk.{layer}.attn_q_norm.weight",
+    "key_norm": "blk.{layer}.attn_k_norm.weight",
+}
+
+HF_WHOLE = {"embedding": "model.embed_tokens.weight", "output_norm": "model.norm.weight", "output": "lm_head.weight"}
+HF_IGNORED = ("rotary_emb.inv_freq",)
+_HF_MATRICES = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "attention_output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+HF_LAYER = {
+    "attention_norm": "model.layers.{layer}.input_layernorm.weight",
+    "feed_forward_norm": "model.layers.{layer}.post_attention_layernorm.weight",
+    **{field: f"model.layers.{{layer}}.{name}.weight" for field, name in _HF_MATRICES.items()},
+    **{f"{field}_bias": f"model.layers.{{layer}}.{name}.bias" for field, name in _HF_MATRICES.items()},
+}
+HF_HEAD_NORMS = {
+    "query_norm": "model.layers.{layer}.self_attn.q_norm.weight",
+    "key_norm": "model.layers.{layer}.self_attn.k_norm.weight",
+}
