@@ -1,0 +1,1 @@
+"""Who keeps memory, and in which order the queue is offered."""

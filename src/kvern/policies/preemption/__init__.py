@@ -1,0 +1,1 @@
+"""Whose memory goes, and whose plan is interrupted."""

@@ -1,0 +1,1 @@
+"""How much of a sequence goes into a plan."""
