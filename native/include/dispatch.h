@@ -1,0 +1,64 @@
+// One table of kernels per instruction set; the best one this machine has is chosen once at start.
+//
+// Every file kernels/<file>.cpp defines, inside namespace kvern::KVERN_ISA_NS, `void fill_<file>(KernelTable&)` which
+// sets its pointers, and has its name in KVERN_KERNEL_FILES below. Where a later file sets a pointer again (AMX), the
+// later one wins.
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "norm.h"
+#include "sample.h"
+
+// A new kernel file needs one X(<file>) here.
+#define KVERN_KERNEL_FILES(X) \
+    X(quantize_rows)          \
+    X(linear_blocks)          \
+    X(linear_rows)            \
+    X(linear_float)           \
+    X(linear_amx)             \
+    X(norm)                   \
+    X(elementwise)            \
+    X(rope_append)            \
+    X(attention)              \
+    X(sample)
+
+namespace kvern {
+
+struct KernelTable {
+    const char* isa;
+    LinearTable linear;        // linear.h
+    AttentionTable attention;  // attention.h
+    RowTable rows;             // norm.h
+    SampleTable sample;        // sample.h
+};
+
+#define KVERN_DECLARE_FILL(file) void fill_##file(KernelTable&);
+namespace portable {
+KVERN_KERNEL_FILES(KVERN_DECLARE_FILL)
+}
+namespace avx2 {
+KVERN_KERNEL_FILES(KVERN_DECLARE_FILL)
+}
+namespace avx512vnni {
+KVERN_KERNEL_FILES(KVERN_DECLARE_FILL)
+}
+namespace amx {
+KVERN_KERNEL_FILES(KVERN_DECLARE_FILL)
+}
+#undef KVERN_DECLARE_FILL
+
+// The table chosen for this process: the best available, or the one named by the environment variable KVERN_ISA.
+// Throws std::runtime_error naming the available ones when KVERN_ISA asks for one this machine lacks.
+const KernelTable& kernels();
+
+// The table of one instruction set; an empty name means kernels(). Throws std::runtime_error as above.
+const KernelTable& kernels_for(std::string_view isa);
+
+// Best first; "portable" is always the last.
+const std::vector<std::string>& available_isas();
+
+}  // namespace kvern
