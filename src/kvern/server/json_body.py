@@ -1,0 +1,80 @@
+"""Reading a JSON body: bounded, typed, and with errors that name the field."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from kvern.core.errors import InvalidRequest
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+_AT_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `([^`]*)`")
+
+
+class ClientGone(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+async def read_body(request: Request, shape: type[_Body], max_bytes: int) -> _Body:
+    """Decode the body as ``shape``. Raises InvalidRequest naming the field, or ClientGone."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Also keeps web pages out: a browser asks first before it sends JSON to another origin.
+        raise InvalidRequest(
+            f"content-type is {kind[:60]!r}; send application/json", code="unsupported_media_type"
+        )
+    return decode_body(await _bounded(request, max_bytes), shape)
+
+
+async def _bounded(request: Request, max_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> InvalidRequest:
+    return InvalidRequest(f"the body is over the limit of {max_bytes} bytes", code="body_too_large")
+
+
+def decode_body(data: bytes, shape: type[_Body]) -> _Body:
+    """Decode JSON into ``shape``, strictly: no coercion, no unknown fields. Raises InvalidRequest."""
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}"[:300], code="invalid_json") from error
+    except RecursionError as error:
+        raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
+
+
+def _named(message: str) -> InvalidRequest:
+    """The library's message with its path turned into the field's name."""
+    at = _AT_PATH.search(message)
+    path = at[1] if at else ""
+    said = message[: at.start()] if at else message
+    unknown, missing = _UNKNOWN.match(said), _MISSING.match(said)
+    if unknown or missing:
+        name = (unknown or missing)[1][:100]  # type: ignore[index]
+        path = f"{path}.{name}" if path else name
+    if unknown:
+        return InvalidRequest(f"unknown field {path!r}", field=path, code="unknown_field")
+    if missing:
+        return InvalidRequest(f"{path} is missing", field=path, code="missing_field")
+    return InvalidRequest(f"{path or 'the body'}: {said}", field=path or None, code="invalid_type")
