@@ -21,9 +21,10 @@ check: $(VENV)/checked  ## style, types, import contracts, C++ format, house gat
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=src $(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(wildcard native/*/*.h native/*/*.cpp)
 	$(BIN)/python tools/gates.py
+	PYTHONPATH=src $(BIN)/python tools/cli_reference.py --check
 
 native: $(VENV)/checked  ## developer build of the extension into src/kvern, for PYTHONPATH=src
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null

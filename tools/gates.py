@@ -41,6 +41,8 @@ MACHINE_PATHS = re.compile(r"(?<![\w.])/(" + "|".join(["work/", "tmp/m/", "tmp/v
 REGISTRY_HOSTS = re.compile(
     "|".join([r"pypi\.o" + "rg", r"pythonhosted\.o" + "rg", r"huggingface\.c" + "o", r"hf\.c" + r"o\b"])
 )
+# What the prefix hf: stands for, unless HF_ENDPOINT is set.
+HUB = ("registry-host", "src/kvern/weights/hugging_face.py")
 NATIVE_SUFFIXES = {".cpp", ".h", ".hpp", ".cc"}
 TEXT_SUFFIXES = {
     ".py",
@@ -169,13 +171,17 @@ def check_state(path: str, tree: ast.AST) -> Iterator[Breach]:
 
 
 def check_sleep(path: str, tree: ast.AST) -> Iterator[Breach]:
-    """Tests wait for a condition, never for a while; ``asyncio.sleep(0)`` only yields and is fine."""
+    """Tests wait for a condition, never for a while: a sleep must stand in a ``while`` loop that polls one.
+
+    ``asyncio.sleep(0)`` only yields and is fine anywhere.
+    """
     if not path.startswith("tests/"):
         return
+    polls = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.While) for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"time.sleep", "asyncio.sleep", "sleep"}:
             yields = len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0
-            if not yields:
+            if not yields and id(node) not in polls:
                 yield Breach("sleep", path, node.lineno, f"{path}::sleep", "wait for a condition, not for a while")
 
 
@@ -224,7 +230,7 @@ def check_text(path: str, text: str) -> Iterator[Breach]:
         yield Breach("file-lines", path, 1, path, f"{len(lines)} lines, at most {FILE_LINES}", len(lines))
     for number, line in enumerate(lines, 1):
         for rule, pattern in (("machine-path", MACHINE_PATHS), ("registry-host", REGISTRY_HOSTS)):
-            match = pattern.search(line)
+            match = None if (rule, path) == HUB else pattern.search(line)
             if match:
                 yield Breach(
                     rule, path, number, f"{path}::{match.group()}", f"{match.group()!r} ties the tree to a place"

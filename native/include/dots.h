@@ -62,28 +62,35 @@ inline void dots(const uint8_t* planes, const int8_t* const* a, I16* out) {
     sum_steps<BITS, ROWS, 0, 8>(planes, a, out);
 }
 
+// q6_k: integer sums of the two halves of a group, each times its int8 scale, less the codes' offset of 32.
+inline I16 combine_halves(I16 low, I16 high, const uint8_t* scales, const int16_t* half_sums) {
+    const __m512i pair = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
+    const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(pair, 16), 16), second = _mm512_srai_epi32(pair, 16);
+    int32_t halves;
+    std::memcpy(&halves, half_sums, 4);
+    const __m512i offset = _mm512_slli_epi32(_mm512_madd_epi16(pair, _mm512_set1_epi32(halves)), 5);
+    const __m512i both = _mm512_add_epi32(_mm512_mullo_epi32(low.v, first), _mm512_mullo_epi32(high.v, second));
+    return {_mm512_sub_epi32(both, offset)};
+}
+
 template <int ROWS>
 inline void scaled_dots(const uint8_t* planes, const uint8_t* scales, const int8_t* const* a,
                         const int16_t* const* sums, I16* out) {
-    const __m512i pair = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
-    const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(pair, 16), 16), second = _mm512_srai_epi32(pair, 16);
     I16 low[ROWS], high[ROWS];
     for (int r = 0; r < ROWS; ++r) low[r].v = high[r].v = _mm512_setzero_si512();
     sum_steps<6, ROWS, 0, 4>(planes, a, low);
     sum_steps<6, ROWS, 4, 8>(planes, a, high);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-        int32_t halves;
-        std::memcpy(&halves, sums[r], 4);
-        const __m512i offset = _mm512_slli_epi32(_mm512_madd_epi16(pair, _mm512_set1_epi32(halves)), 5);
-        const __m512i both =
-            _mm512_add_epi32(_mm512_mullo_epi32(low[r].v, first), _mm512_mullo_epi32(high[r].v, second));
-        out[r].v = _mm512_sub_epi32(both, offset);
-    }
+    for (int r = 0; r < ROWS; ++r) out[r] = combine_halves(low[r], high[r], scales, sums[r]);
 }
 
 #elif defined(__AVX2__)
 constexpr int kMaxRows = 4;
+
+// GCC would reorder the sums into a tree, which needs more registers than there are: keep the chains as written.
+inline void keep(__m256i& x) { __asm__("" : "+x"(x)); }
+// Nothing is carried over in registers from one half of the outputs to the other.
+inline void forget() { __asm__ volatile("" ::: "memory"); }
 
 inline __m256i load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline __m256i spread(const int8_t* p) { return _mm256_set1_epi32(four_codes(p)); }
@@ -117,6 +124,7 @@ inline void sum_steps(const uint8_t* planes, int half, const int8_t* const* a, _
         for (int r = 0; r < ROWS; ++r) {
             const __m256i product = _mm256_maddubs_epi16(codes, spread(a[r] + 4 * step));
             sum[r] = step == FIRST ? product : _mm256_add_epi16(sum[r], product);
+            keep(sum[r]);
         }
     }
 }
@@ -135,6 +143,8 @@ inline void byte_dots(const uint8_t* planes, int half, const int8_t* const* a, _
             const __m256i p = _mm256_maddubs_epi16(l, x), q = _mm256_maddubs_epi16(h, x);
             even[r] = step == 0 ? p : _mm256_add_epi16(even[r], p);
             odd[r] = step == 0 ? q : _mm256_add_epi16(odd[r], q);
+            keep(even[r]);
+            keep(odd[r]);
         }
     }
     for (int r = 0; r < ROWS; ++r)
@@ -163,6 +173,7 @@ template <int BITS, int ROWS>
 inline void dots(const uint8_t* planes, const int8_t* const* a, I16* out) {
     __m256i low[ROWS], high[ROWS];
     half_dots<BITS, ROWS>(planes, 0, a, low);
+    forget();
     half_dots<BITS, ROWS>(planes, 1, a, high);
     for (int r = 0; r < ROWS; ++r) out[r] = {low[r], high[r]};
 }
@@ -199,6 +210,7 @@ inline void scaled_dots(const uint8_t* planes, const uint8_t* scales, const int8
                         const int16_t* const* sums, I16* out) {
     __m256i low[ROWS], high[ROWS];
     scaled_half<ROWS>(planes, scales, 0, a, sums, low);
+    forget();
     scaled_half<ROWS>(planes, scales, 1, a, sums, high);
     for (int r = 0; r < ROWS; ++r) out[r] = {low[r], high[r]};
 }

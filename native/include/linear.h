@@ -36,6 +36,7 @@ struct LinearWork {
     float* y;
     int64_t y_stride;    // floats
     const float* bias;   // null, or [n]; added last
+    const char** route = nullptr;  // null, or told which code served the rows (for tests, one worker)
 };
 
 struct LinearTable {

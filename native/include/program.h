@@ -9,6 +9,7 @@
 
 #include "dispatch.h"
 #include "kv_pool.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace kvern {
@@ -20,7 +21,7 @@ constexpr int kLogits = 1;    // slot of the caller's logits
 
 // Unused fields are -1 or 0.
 //   embed   weight -> residual, times value        norm    a -> out, vector (weights), parts, value (eps)
-//   encode  a -> encoding out                      linear  encoding a -> out, weight, vector (bias or -1)
+//   encode  encoding a                             linear  encoding a -> out, weight, vector (bias or -1)
 //   attend  a, b, c (q, k, v) -> out, layer        gate    a, b -> out, parts (Activation)
 //   add     residual += a
 struct Operation {
@@ -29,9 +30,10 @@ struct Operation {
     float value;
 };
 
+// Rows of `slot` in the row code of a weight format; made by an `encode` operation, or the slot itself for f32.
 struct Encoding {
+    int32_t slot;
     RowCode code;
-    int64_t width;
 };
 
 struct LayerShape {
@@ -45,7 +47,7 @@ struct ProgramSpec {
     int32_t hidden = 0, vocab = 0;
     std::vector<int32_t> slots;  // widths; [0] residual, [1] logits
     std::vector<Encoding> encodings;
-    std::vector<WeightView> weights;
+    std::vector<std::shared_ptr<const PackedWeight>> weights;
     std::vector<std::vector<float>> vectors, ropes;  // ropes: frequencies, radians per token
     std::vector<LayerShape> layers;
     std::vector<Operation> embed, head;
@@ -103,16 +105,16 @@ class Program {
     void lay_out_pages();
     void allocate();
     void activate(const StepView& step, int unit);
-    void turn_angles(const StepView& step);
+    void fill_angles(const StepView& step);
     int run_units(const StepView& step);
     void run(const std::vector<Operation>& ops, const StepView& step, const int32_t* index, int rows);
-    void run_linears(const Operation* ops, int count, int rows, float* logits);
+    void run_linears(const Operation* ops, size_t count, const StepView& step, int rows);
     void run_embed(const Operation& op, const StepView& step, const int32_t* index, int rows);
     void run_encode(const Operation& op, int rows);
     void run_attend(const Operation& op, const StepView& step);
-    void append(const Operation& op, const StepView& step);
-    void list_items(const LayerShape& shape, const StepView& step);
-    bool split_items(const LayerShape& shape, const KvLayout& layout);
+    void append_rows(const Operation& op, const StepView& step);
+    void list_items(const LayerShape& shape);
+    void split_items(const LayerShape& shape, const KvLayout& layout);
     void attend_item(const Operation& op, const StepView& step, const AttendItem& item, int worker);
     void merge_items(const Operation& op);
     EncodedRows encoded(int index, int rows);
@@ -142,8 +144,5 @@ class Program {
     std::vector<AttendItem> items_;
     std::mutex stepping_;
 };
-
-// Decodes row `row` of a packed matrix into `out` [k].
-void decode_row(const WeightView& weight, int64_t row, float* out);
 
 }  // namespace kvern

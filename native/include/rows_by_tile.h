@@ -6,12 +6,12 @@
 
 namespace kvern::KVERN_ISA_NS {
 
-template <int ROWS>
-inline void store_block(const LinearWork& work, const F16* acc, int64_t row, int64_t output) {
+// acc[r] (+ bias) to row `row + r`, outputs from `output`; lanes past the last output are dropped.
+inline void store_rows(const LinearWork& work, const F16* acc, int64_t row, int rows, int64_t output) {
     const int64_t left = work.weight.n - output;
     const int lanes = left < 16 ? static_cast<int>(left) : 16;
     const F16 bias = work.bias ? load_first(work.bias + output, lanes) : splat(0.0f);
-    for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < rows; ++r)
         store_first(work.y + (row + r) * work.y_stride + output, work.bias ? acc[r] + bias : acc[r], lanes);
 }
 
@@ -21,11 +21,12 @@ inline void block_of_rows(const LinearWork& work, const uint8_t* tile, int64_t r
     F16 acc[ROWS];
     for (int r = 0; r < ROWS; ++r) acc[r] = splat(0.0f);
     Kernel::template run<ROWS>(work, tile, row, acc);
-    store_block<ROWS>(work, acc, row, output);
+    store_rows(work, acc, row, ROWS, output);
 }
 
 template <class Kernel>
 void rows_by_tile(const LinearWork& work, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
+    if (work.route) *work.route = "rows";
     for (int64_t t = tile_begin; t < tile_end; ++t) {
         const uint8_t* tile = work.weight.data + t * work.weight.tile_bytes;
         int64_t row = row_begin;

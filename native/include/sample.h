@@ -40,7 +40,8 @@ struct SampleRow {
     uint32_t choice, position;
 };
 
-// Per-thread room. `work` and `counts` hold vocab values; `counts` is all zero between calls.
+// Per-thread room, made by the caller: `work` and `counts` hold vocab values, the others have that capacity (weights
+// 16 more). `counts` is all zero between calls.
 struct SampleScratch {
     std::vector<float> work;
     std::vector<int32_t> counts;

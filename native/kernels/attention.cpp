@@ -213,8 +213,8 @@ void fold(const Vector* at, int count, const Block& block) {
     }
 }
 
-// (max, sum, out) of a later chunk into the running one. `part` may be scaled in place.
-void merge_into(float* state, float* part, int padded_dim) {
+// (max, sum, out) of a later chunk into the running one.
+void merge_into(float* state, const float* part, int padded_dim) {
     const float now = std::max(state[0], part[0]);
     float shift[16] = {state[0] - now, part[0] - now};
     store(shift, exp(load(shift)));
@@ -322,8 +322,7 @@ void attend_merge(const MergeWork& work) {
     const size_t width = static_cast<size_t>(work.padded_dim) + 2;
     std::copy(work.partials, work.partials + width, work.scratch);
     for (int i = 1; i < work.count; ++i)
-        merge_into(work.scratch, const_cast<float*>(work.partials + static_cast<size_t>(i) * work.stride),
-                   work.padded_dim);
+        merge_into(work.scratch, work.partials + static_cast<size_t>(i) * work.stride, work.padded_dim);
     finish(work.scratch, work.head_dim, work.out);
 }
 

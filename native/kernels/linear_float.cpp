@@ -42,7 +42,7 @@ inline void float_block(const LinearWork& work, int64_t row, int64_t t) {
     F16 acc[ROWS * TILES];
     for (F16& lane : acc) lane = splat(0.0f);
     chains<F, ROWS, TILES>(work, work.weight.data + t * work.weight.tile_bytes, row, acc);
-    for (int i = 0; i < TILES; ++i) store_block<ROWS>(work, acc + i * ROWS, row, (t + i) * 16);
+    for (int i = 0; i < TILES; ++i) store_rows(work, acc + i * ROWS, row, ROWS, (t + i) * 16);
 }
 
 template <Format F, int ROWS, int TILES>
@@ -53,6 +53,7 @@ inline int64_t tiles_of(const LinearWork& work, int64_t row, int64_t t, int64_t 
 
 template <Format F>
 void float_tiles(const LinearWork& work, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
+    if (work.route) *work.route = "rows";
     int64_t row = row_begin;
     for (int64_t t = tile_begin; t < tile_end; ++t)
         for (row = row_begin; row_end - row >= 4; row += 4) float_block<F, 4, 1>(work, row, t);

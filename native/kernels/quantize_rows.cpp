@@ -23,26 +23,31 @@ int sum_of_16(const int8_t* p) {
     return sum;
 }
 
-// x / scale to the nearest integer (ties to even) within +-127. Two halves of 16 keep any k exact.
-void store_quantised(int8_t* codes, F16 x, F16 scale) {
-    const F16 code = max(min(x / scale, splat(127.0f)), splat(-127.0f));
+// To the nearest integer (ties to even) within +-127.
+void store_quantised(int8_t* codes, F16 x, F16 inverse) {
+    const F16 code = max(min(x * inverse, splat(127.0f)), splat(-127.0f));
     store_codes(codes, to_int_nearest(code));
 }
 
+struct Scale {
+    float scale, inverse;
+};
+
 // A row or group with an infinity or NaN gets a NaN scale and zero codes, so that every output of it is NaN.
-float scale_of(F16 largest, F16 finite) {
-    if (!(quick_sum(finite) == 0.0f)) return std::nanf("");
-    return quick_max(largest) / 127.0f;
+Scale scale_of(F16 largest, F16 finite) {
+    if (!(quick_sum(finite) == 0.0f)) return {std::nanf(""), 0.0f};
+    const float top = quick_max(largest);
+    return {top / 127.0f, 127.0f / top};
 }
 
 void encode_groups(const float* x, const EncodedRows& out, int64_t row) {
     int8_t* codes = out.codes + row * out.stride;
     for (int64_t g = 0; g < out.groups; ++g, x += 32, codes += 32) {
         const F16 a = load(x), b = load(x + 16);
-        const float scale = scale_of(max(abs(a), abs(b)), (a - a) + (b - b));
+        const auto [scale, inverse] = scale_of(max(abs(a), abs(b)), (a - a) + (b - b));
         if (scale > 0.0f) {
-            store_quantised(codes, a, splat(scale));
-            store_quantised(codes + 16, b, splat(scale));
+            store_quantised(codes, a, splat(inverse));
+            store_quantised(codes + 16, b, splat(inverse));
         } else {
             std::memset(codes, 0, 32);
         }
@@ -65,11 +70,11 @@ void encode_row(const float* x, const EncodedRows& out, int64_t row) {
         largest = max(largest, abs(a));
         finite = finite + (a - a);
     }
-    const float scale = scale_of(largest, finite);
+    const auto [scale, inverse] = scale_of(largest, finite);
     std::memset(codes, 0, static_cast<size_t>(out.stride));
     int32_t sum = 0;
     for (int64_t i = 0; scale > 0.0f && i < out.k; i += 16) {
-        store_quantised(codes + i, part(i), splat(scale));
+        store_quantised(codes + i, part(i), splat(inverse));
         sum += sum_of_16(codes + i);
     }
     out.scales[row] = scale;

@@ -109,8 +109,6 @@ const float* adjusted(const SampleRow& row, SampleScratch& scratch, bool greedy)
     const bool cools = !greedy && row.temperature != 1.0f;
     if (!penalties && !masks && !cools) return row.logits;
     const auto vocab = static_cast<size_t>(row.vocab);
-    if (scratch.work.size() < vocab) scratch.work.resize(vocab);
-    if (scratch.counts.size() < vocab) scratch.counts.resize(vocab, 0);
     float* x = scratch.work.data();
     if (row.allowed.count > 0) {
         std::fill(x, x + vocab, -kInfinity);

@@ -83,10 +83,11 @@ void pack_w8a8(const WeightView& view, uint8_t* out, int64_t tile, const float* 
         const float* in = data + (tile * 16 + lane) * view.k;
         float largest = 0.0f;
         for (int64_t i = 0; i < view.k; ++i) largest = std::max(largest, std::fabs(in[i]));
-        const float scale = largest / 127.0f;
+        const bool usable = largest / 127.0f >= 0x1p-126f;  // the kernels take smaller numbers for zero
+        const float scale = usable ? largest / 127.0f : 0.0f, inverse = usable ? 127.0f / largest : 0.0f;
         std::memcpy(out + 4 * lane, &scale, 4);
         for (int64_t i = 0; i < view.k; ++i) {
-            const float code = scale > 0.0f ? std::nearbyint(in[i] / scale) : 0.0f;
+            const float code = std::nearbyint(in[i] * inverse);
             codes[i / 4 * 64 + lane * 4 + i % 4] =
                 static_cast<uint8_t>(static_cast<int>(std::min(127.0f, std::max(-127.0f, code))) + 128);
         }

@@ -52,8 +52,8 @@ class ModelLimits:
 class SamplingParams:
     """How to continue a prompt. Raises InvalidRequest, naming the field and its limit, when a value is out of range.
 
-    ``max_tokens`` None is what the context leaves; ``seed`` None is drawn; ``top_k`` -1 and 0 are off; ``stop`` may be
-    one string; ``logprobs`` k gives the chosen token and the k most likely (0: the chosen one only).
+    ``max_tokens`` None is what the context leaves; ``seed`` None is drawn; ``top_k`` -1 and 0 are off; ``stop`` may
+    be one string; ``logprobs`` k gives the chosen token and the k most likely (0: the chosen one only).
     """
 
     n: int = 1
@@ -180,9 +180,8 @@ def _check_number(name: str, value: Any, lowest: float, highest: float, inclusiv
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise _invalid(name, f"must be a number, not {value!r}")
     if value > highest or value < lowest or (value == lowest and not inclusive):
-        raise _invalid(
-            name, f"is {value}; it must be {'at least' if inclusive else 'above'} {lowest:g} and at most {highest:g}"
-        )
+        bound = "at least" if inclusive else "above"
+        raise _invalid(name, f"is {value}; it must be {bound} {lowest:g} and at most {highest:g}")
 
 
 def _check_count(name: str, value: Any, lowest: int, highest: int) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvern.assembly.engine import EngineOptions
+from kvern.cli.model_flags import OPTION_NAMES
 from kvern.config.flags import add_flags, dashed, environment_name, resolve
 from kvern.config.schema import (
     EngineSettings,
@@ -70,7 +73,7 @@ def test_a_flag_wins_over_the_environment_which_wins_over_the_default() -> None:
     [
         (ServerSettings, "port", "70000"),
         (EngineSettings, "max_num_seqs", "0"),
-        (EngineSettings, "event_log", "maybe"),
+        (ServerSettings, "event_log", "maybe"),
         (ModelSettings, "backend", "cuda"),
     ],
 )
@@ -103,3 +106,12 @@ def test_any_text_is_a_positive_size_or_a_config_error(text: str) -> None:
     except ConfigError:
         return
     assert value > 0
+
+
+def test_the_shown_defaults_are_the_engines() -> None:
+    """Flags that are not given are not passed on, so the defaults that ``--help`` shows must be those used."""
+    engine = {item.name: item.default for item in msgspec.structs.fields(EngineOptions)}
+    for group in (ModelSettings, EngineSettings):
+        for name, (_, default) in settings_of(group).items():
+            if name != "chat_template":  # of the text side, not of the engine
+                assert engine[OPTION_NAMES.get(name, name)] == default, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Iterable, Sequence
@@ -79,7 +80,8 @@ def _real_metadata(name: str) -> dict[str, Any]:
     path = hub.cached(name)
     if path is None:
         pytest.skip(f"{name} is not in the model cache; `kvern pull {name}` fetches it")
-    return dict(gguf.GgufFile(path).metadata)
+    with contextlib.closing(gguf.read(path)) as file:
+        return dict(file.metadata)
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from kvern.core.errors import InvalidRequest, ModelFileError
 from kvern.weights.tokenizer import load_tokenizer
 from kvern.weights.tokenizer_gguf import tokenizer_from_gguf
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 # As in the tokenizer.json of Llama 3 and of Qwen2; written out so that a slip in ours shows.
 LLAMA3 = (
@@ -134,7 +134,9 @@ def test_unknown_ids_have_no_bytes(pair: tuple[Any, Any]) -> None:
         ({"tokenizer.ggml.eos_token_id": -5}, "eos_token_id"),
     ],
 )
-def test_damaged_metadata_is_refused_by_name(trained_bpe: Any, bpe_metadata: Any, change: dict[str, Any], named: str) -> None:
+def test_damaged_metadata_is_refused_by_name(
+    trained_bpe: Any, bpe_metadata: Any, change: dict[str, Any], named: str
+) -> None:
     metadata = bpe_metadata(trained_bpe(), "gpt-2")
     with pytest.raises(ModelFileError, match=named):
         tokenizer_from_gguf({**metadata, **change})
@@ -158,7 +160,9 @@ def test_tokenizer_json_folder(trained_bpe: Any, corpus: str, tmp_path: Path) ->
     assert ours.vocab_size == library.get_vocab_size()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"model": 1}', b"\xff\xfe", b'{"added_tokens": [{"id": 9}]}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b'{"model": 1}', b"\xff\xfe", b'{"added_tokens": [{"id": 9}]}']
+)
 def test_broken_tokenizer_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelFileError):

@@ -137,7 +137,7 @@ HOSTILE = [
     "{{ cycler.__init__.__globals__ }}",
     "{{ self.__init__.__globals__ }}",
     "{{ lipsum.__globals__['os'].popen('id').read() }}",
-    "{{ raise_exception.__globals__ }}",
+    "{{ raise_exception.__globals__['json'] }}",
     "{{ messages.append(1) }}",
     "{% include '/etc/passwd' %}",
     "{% import 'os' as os %}{{ os }}",
@@ -153,7 +153,7 @@ HOSTILE = [
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "{{ range(10**9) | list }}",
-    "{{ strftime_now('%' ~ messages|length ~ '0000000000d') * 100000 }}",
+    "{{ strftime_now('%Y') * (messages|length * 10**9) }}",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -38,7 +40,7 @@ _tokens = st.one_of(
 def test_pieces_join_to_the_whole(tokens: list[int], cuts: list[int], drops: bool) -> None:
     decoder = IncrementalDecoder(ByteTokens(drops))
     edges = sorted({0, len(tokens), *(cut for cut in cuts if cut < len(tokens))})
-    pieces = [decoder.feed(tokens[begin:end]) for begin, end in zip(edges, edges[1:], strict=False)]
+    pieces = [decoder.feed(tokens[begin:end]) for begin, end in itertools.pairwise(edges)]
     assert "".join(pieces) + decoder.flush() == _whole(tokens, drops)
 
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvern.config.flags import add_flags
-from kvern.config.schema import EngineSettings, ModelSettings, parse_count, parse_number
+from kvern.cli.model_flags import add_model_flags, engine_options, model_name
+from kvern.config.schema import parse_count, parse_number
 from kvern.core.errors import KvernError
 
 WITHHELD = 3  # exit status when there is no throughput that may be quoted
@@ -54,10 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_shape(serve)
     serve.set_defaults(bench=serve_bench)
     offline = kinds.add_parser("offline", help="a batch through the engine in this process", allow_abbrev=False)
-    offline.add_argument("model", help="name, file or folder")
     _add_shape(offline)
-    add_flags(offline, ModelSettings)
-    add_flags(offline, EngineSettings)
+    add_model_flags(offline)
     offline.set_defaults(bench=offline_bench)
 
 
@@ -85,9 +83,20 @@ def serve_bench(arguments: argparse.Namespace) -> int:
 
 
 def offline_bench(arguments: argparse.Namespace) -> int:
-    from kvern.bench.offline import batch, table
+    from kvern.bench.offline import Batch, batch, salted_prompts, table
+    from kvern.llm import AsyncLLM
 
-    result = batch(arguments)
+    async def measure() -> Batch:
+        seed = None if arguments.salt else arguments.seed
+        async with AsyncLLM(model_name(arguments), **engine_options(arguments)) as llm:
+            # One request first: a first step's page faults and thread starts are not the engine's speed.
+            await batch(llm.client, salted_prompts(llm.client, 1, arguments.input_len), 2)
+            prompts = salted_prompts(
+                llm.client, arguments.num_prompts, arguments.input_len, shared=arguments.shared_prefix_len, seed=seed
+            )
+            return await batch(llm.client, prompts, arguments.output_len)
+
+    result = asyncio.run(measure())
     print(json.dumps(result.as_json()) if arguments.json else table(result))
     return 0
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from kvern.core.errors import ConfigError
 
+WEIGHT_FORMATS = ("file", "w8a8", "bf16", "f32")
+KV_FORMATS = ("bf16", "kv8", "f32")
 _SUFFIXES = {
     "": 1,
     "K": 10**3,
@@ -97,8 +99,8 @@ def choice(default: Any, doc: str, choices: tuple[str, ...], aliases: tuple[str,
 class ModelSettings:
     """What is loaded, and in which number formats."""
 
-    weight_format: str | None = setting(None, "number format of the weights; the file's own by default")
-    kv_format: str = setting("bf16", "number format of the KV cache", aliases=("--kv-cache-dtype",))
+    weight_format: str = choice("file", "number format of the weights; file keeps each as it is", WEIGHT_FORMATS)
+    kv_format: str = choice("bf16", "number format of the KV cache", KV_FORMATS, aliases=("--kv-cache-dtype",))
     backend: str = choice("cpu", "kernels to run on", ("cpu", "reference"))
     chat_template: str | None = setting(None, "file with a chat template, instead of the model's own")
 
@@ -123,7 +125,7 @@ class EngineSettings:
         None, "compute threads; by default one per core this process may use", unit="threads",
         aliases=("-t",), parse=parse_count,
     )  # fmt: skip
-    event_log: bool = setting(True, "keep a log of the engine's events, from which a run can be replayed")
+    prefix_cache: bool = setting(True, "share the KV of equal beginnings between requests")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class ServerSettings:
         None, "name clients call the model by; by default the name it was asked for", aliases=("--alias", "-a")
     )
     api_key: str | None = setting(None, "key that clients must send; none by default")
+    event_log: bool = setting(True, "log the engine's events, from which a run can be replayed, in the state folder")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
 
 
 class LaneFailed(msgspec.Struct, frozen=True, array_like=True, tag="lane_failed"):
-    """A plan could not be executed at all; cursors stay where they were."""
+    """A plan could not be executed; nothing of it counts, and cursors stay where they were.
+
+    Nor do plans count that were queued behind it, however they are reported. The core does not know which ends,
+    starts and grants took effect: it sends them again, so ending an unknown sequence and starting a known one must
+    be harmless. Open spans of the plan's sequences are given up.
+    """
 
     lane: int
     step: int

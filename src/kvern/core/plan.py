@@ -53,7 +53,10 @@ class PageCopy(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One step of one lane. Applied in this order: ends, starts, grants, copies, slices."""
+    """One step of one lane. Applied in this order: ends, starts, grants, copies, slices.
+
+    A plan may have ends and no slices: the device is to free what left, though nothing is left to compute.
+    """
 
     step: int  # strictly increasing per lane
     lane: int

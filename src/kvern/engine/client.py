@@ -1,4 +1,4 @@
-"""The client of one engine: streams of deltas that go on, with the same tokens, when the engine dies and is restarted."""
+"""The client of one engine: streams of deltas that go on with the same tokens when the engine is restarted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SocketEngineClient:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._launch, self._limits = launch, limits or ClientLimits()
-        self._progress = progress or (lambda done, total: None)
+        self._progress = progress
         self._live: dict[int, LiveRequest] = {}
         self._engine: RunningEngine | None = None
         self._in_flight_file = -1
@@ -86,7 +86,7 @@ class SocketEngineClient:
         return self._engine.pid if self._engine is not None else None
 
     async def start(self) -> None:
-        """Bring the engine up and wait until it is ready. Raises what it failed with (ConfigError, PlanError, ...)."""
+        """Bring the engine up and wait until it is ready. Raises what it failed with."""
         self._in_flight_file = new_file()
         self._in_flight = InFlight(self._in_flight_file)
         try:
@@ -163,7 +163,8 @@ class SocketEngineClient:
             message = await self._read()
             match message:
                 case wire.Progress(done, total):
-                    self._progress(done, total)
+                    if self._progress is not None:
+                        self._progress(done, total)
                 case wire.Ready(info, plan):
                     self._info, self.memory_plan, self._serving = info, plan, True
                     self._heard = time.monotonic()
@@ -301,7 +302,7 @@ class SocketEngineClient:
         self._release_suspects()
 
     def _release_suspects(self) -> None:
-        """Of the requests that were there each time the engine died, let one at a time run: so the guilty one shows."""
+        """Of requests in the plan each time the engine died, one at a time runs: so the guilty one shows."""
         suspects = [live for live in self._live.values() if live.suspect and not live.cleared()]
         if suspects and not any(live.submitted for live in suspects):
             self._submit(suspects[0])

@@ -131,7 +131,7 @@ class EngineCore:
             refuse = Refuse(request.id, "id", f"request {request.id} is already here")
         if refuse is None and len(ledger.queue) >= config.max_waiting:
             text = f"{len(ledger.queue)} requests are waiting; at most {config.max_waiting} may"
-            refuse = Refuse(request.id, "queue", text, config.max_waiting)
+            refuse = Refuse(request.id, "queue", text, float(config.max_waiting))
         if refuse is not None:
             commands.append(refuse)
         elif len(request.accepted) >= request.sampling.max_tokens:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import select
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -26,7 +27,7 @@ from kvern.core.events import (
     WakeAt,
     Woken,
 )
-from kvern.core.ports import Clock, EngineStats, Executor
+from kvern.core.ports import Clock, EngineInfo, EngineStats, Executor
 from kvern.engine.channel import Channel, Wake
 from kvern.engine.in_flight import InFlight
 from kvern.engine.wire import Abort, Deltas, Message, Refused, Shutdown, Stats, StatsWanted, Submit, WireError
@@ -51,24 +52,33 @@ class Recorder(Protocol):
     def flush(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class BuiltEngine:
+    """The parts of an engine, ready to be driven."""
+
+    core: Core
+    executor: Executor
+    info: EngineInfo
+    memory_plan: str  # as printed
+    recorder: Recorder | None
+    resident_bytes: Callable[[], int]
+
+
 class Driver:
     """Owns the loop of one engine. ``run`` returns when asked to shut down or when the client is gone."""
 
     def __init__(
         self,
-        core: Core,
-        executor: Executor,
+        engine: BuiltEngine,
         channel: Channel,
         *,
         wake: Wake,
         clock: Clock,
-        recorder: Recorder | None = None,
         in_flight: InFlight | None = None,
-        resident_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._core, self._executor, self._channel = core, executor, channel
-        self._wake, self._clock, self._recorder, self._in_flight = wake, clock, recorder, in_flight
-        self._resident_bytes = resident_bytes
+        self._core, self._executor, self._recorder = engine.core, engine.executor, engine.recorder
+        self._resident_bytes = engine.resident_bytes
+        self._channel, self._wake, self._clock, self._in_flight = channel, wake, clock, in_flight
         self._timers: list[tuple[float, str]] = []
         self._running = 0  # plans submitted and not completed
         self._stopping = False

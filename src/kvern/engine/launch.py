@@ -25,7 +25,7 @@ class RunningEngine(Protocol):
         """Of its process; None when it is a thread of this one."""
 
     def end(self) -> str:
-        """Make sure it is gone (killing it if it must be); how it ended, in words. The connection is closed by then."""
+        """Make sure it is gone, its connection being closed, by force if need be; how it ended, in words."""
 
 
 Launch = Callable[[int], RunningEngine]  # takes the descriptor of the in-flight file
@@ -41,12 +41,12 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 class ProcessEngine:
     """An engine in a process of its own. It ends by itself when this process does, however that happens."""
 
-    def __init__(self, options_json: str, in_flight_file: int) -> None:
+    def __init__(self, options_json: str, in_flight_file: int, module: str = ENGINE_MODULE) -> None:
         self.connection, theirs = _socket_pair()
         with theirs:
             descriptors = (theirs.fileno(), in_flight_file)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", ENGINE_MODULE, *map(str, descriptors), options_json],
+                [sys.executable, "-m", module, *map(str, descriptors), options_json],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -65,8 +65,8 @@ class ProcessEngine:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     @classmethod
-    def launcher(cls, options_json: str) -> Launch:
-        return lambda in_flight_file: cls(options_json, in_flight_file)
+    def launcher(cls, options_json: str, module: str = ENGINE_MODULE) -> Launch:
+        return lambda in_flight_file: cls(options_json, in_flight_file, module)
 
 
 class ThreadEngine:

@@ -11,12 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from kvern.core.errors import KvernError
-from kvern.core.ports import EngineInfo, Executor
 from kvern.engine.channel import Channel, Wake
-from kvern.engine.driver import Core, Driver, Recorder
+from kvern.engine.driver import BuiltEngine, Driver
 from kvern.engine.in_flight import InFlight
 from kvern.engine.wire import Failed, Progress, Ready
 
@@ -29,18 +27,6 @@ class MonotonicClock:
 
     def now(self) -> float:
         return time.monotonic()
-
-
-@dataclass(frozen=True)
-class BuiltEngine:
-    """The parts of an engine, ready to be driven."""
-
-    core: Core
-    executor: Executor
-    info: EngineInfo
-    memory_plan: str  # as printed
-    recorder: Recorder | None
-    resident_bytes: Callable[[], int]
 
 
 ReportProgress = Callable[[int, int], None]  # bytes of weights ready, of all
@@ -57,16 +43,7 @@ def run_engine(build: Build, connection: socket.socket, in_flight_file: int, *, 
     try:
         engine = build(wake, lambda done, total: channel.send(Progress(done, total)))
         try:
-            driver = Driver(
-                engine.core,
-                engine.executor,
-                channel,
-                wake=wake,
-                clock=MonotonicClock(),
-                recorder=engine.recorder,
-                in_flight=in_flight,
-                resident_bytes=engine.resident_bytes,
-            )
+            driver = Driver(engine, channel, wake=wake, clock=MonotonicClock(), in_flight=in_flight)
             if signals:
                 signal.signal(signal.SIGTERM, lambda *_: driver.stop())
             channel.send(Ready(engine.info, engine.memory_plan))

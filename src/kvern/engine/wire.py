@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from typing import Any
 
 import msgspec
 
@@ -112,7 +113,7 @@ _TYPES: dict[Kind, type[msgspec.Struct]] = {
     Kind.LOG: Log,
 }
 _KINDS = {cls: kind for kind, cls in _TYPES.items()}
-_DECODERS = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in _TYPES.items()}
+_DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {k: msgspec.msgpack.Decoder(t) for k, t in _TYPES.items()}
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -142,7 +143,8 @@ def read_header(header: bytes) -> tuple[Kind, int]:
 def decode(kind: Kind, body: bytes) -> Message:
     """The message of a frame. Raises WireError when the body is not what its kind says."""
     try:
-        return _DECODERS[kind].decode(body)
+        message: Message = _DECODERS[kind].decode(body)
+        return message
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise WireError(f"a damaged {kind.name} message: {error}") from error
 

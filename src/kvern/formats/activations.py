@@ -21,10 +21,10 @@ def int8_row(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         codes = np.rint(x * (np.float32(127) / top)[..., None])
     codes = np.where((top > 0)[..., None], codes.clip(-127, 127), 0)
-    return np.nan_to_num(codes, nan=0.0).astype(np.int8), top / np.float32(127)
+    return np.nan_to_num(codes, nan=0.0).astype(np.int8), np.divide(top, 127, dtype=np.float32)
 
 
 def int8_group_32(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """float32 [..., K], K a multiple of 32 -> codes int8 [..., K] and a scale for each group, float32 [..., K / 32]."""
+    """float32 [..., K], K a multiple of 32 -> codes int8 [..., K], a scale for each group, float32 [..., K / 32]."""
     codes, scales = int8_row(x.reshape(*x.shape[:-1], -1, GROUP))
     return codes.reshape(x.shape), scales

@@ -31,7 +31,7 @@ def nibbles(packed: Bytes) -> Bytes:
 
 def pack_nibbles(codes: Bytes) -> Bytes:
     """The inverse of ``nibbles``."""
-    return codes[:, :16] | codes[:, 16:] << 4
+    return codes[:, :16] | codes[:, 16:] << np.uint8(4)
 
 
 def fifth_bits(packed: Bytes) -> Bytes:

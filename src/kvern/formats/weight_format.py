@@ -43,7 +43,7 @@ class WeightFormat:
         return columns // self.block * self.block_bytes + self.row_overhead
 
     def decode(self, data: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.float32]:
-        """uint8 data of ``rows`` rows (any shape) -> float32 [rows, columns]; raises ModelFileError on a wrong size."""
+        """uint8 data of all rows (any shape) -> float32 [rows, columns]; raises ModelFileError on a wrong size."""
         expected = rows * self.row_bytes(columns)
         if data.dtype != np.uint8 or data.size != expected:
             raise ModelFileError(f"{self.name}: {rows} x {columns} needs {expected} bytes, not {data.size}")

@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kvern.formats import weights
+
 T = TypeVar("T")
 
 ACTIVATIONS = ("silu", "gelu_tanh")
@@ -58,7 +60,9 @@ class Weight:
 
     ``raw`` is uint8 [N, bytes per row], usually a view of a mapped file, rows in the file's order; row ``i`` of the
     matrix is ``raw[rows[i]]`` (``rows`` None: the same order). ``format`` names a file of ``kvern.formats.weights``.
-    ``release`` tells the reader that this tensor will not be read again (None: nothing to do).
+    ``release`` tells the reader that this tensor will not be read again (None: nothing to do). With ``converted``
+    the matrix is that one brought to ``format`` row by row as it is read, and ``raw`` is empty: back ends read
+    through ``rows_raw`` or ``decode``, a few rows at a time.
     """
 
     name: str
@@ -68,10 +72,29 @@ class Weight:
     raw: NDArray[np.uint8]
     rows: NDArray[np.int32] | None = None
     release: Callable[[], None] | None = None
+    converted: Weight | None = None
 
     def rows_raw(self, begin: int, end: int) -> NDArray[np.uint8]:
-        """Rows ``[begin, end)`` of the matrix in their file format: uint8 [end - begin, bytes per row]."""
+        """Rows ``[begin, end)`` of the matrix in ``format``: uint8 [end - begin, bytes per row]."""
+        if self.converted is not None:
+            return weights.get(self.format).encode(self.converted.decode(begin, end))
         return self.raw[begin:end] if self.rows is None else self.raw[self.rows[begin:end]]
+
+    def decode(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Rows ``[begin, end)`` as numbers: float32 [end - begin, K]."""
+        return weights.get(self.format).decode(self.rows_raw(begin, end), end - begin, self.k)
+
+    def let_go(self) -> None:
+        """All rows have been read and copied: the pages of the file they came from may leave memory."""
+        if self.release is not None:
+            self.release()
+
+    def as_format(self, name: str) -> Weight:
+        """The same matrix in another weight format (itself where it already is in that one)."""
+        if name.upper() == self.format.upper():
+            return self
+        empty = np.empty((0, 0), np.uint8)
+        return Weight(self.name, weights.get(name).name, self.n, self.k, empty, release=self.release, converted=self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

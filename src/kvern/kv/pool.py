@@ -41,6 +41,11 @@ class PagePool:
         """Pages referenced by sequences."""
         return self.pages - len(self._free) - len(self._cached)
 
+    @property
+    def indexed(self) -> int:
+        """Pages that the index knows."""
+        return len(self._indexed)
+
     def references(self, page: int) -> int:
         return self._references[page]
 
@@ -51,17 +56,14 @@ class PagePool:
         """``count`` pages with one reference each, or None and nothing changed."""
         if count > self.available:
             return None
-        while len(self._free) < count:
-            self._evict()
-        if not count:
-            return []
-        taken = self._free[: -count - 1 : -1]
-        del self._free[-count:]
-        for page in taken:
+        taken: list[int] = []
+        for _ in range(count):
+            page = self._free.pop() if self._free else self._evict()
             self._references[page] = 1
+            taken.append(page)
         return taken
 
-    def _evict(self) -> None:
+    def _evict(self) -> int:
         for page in self._cached:
             if page not in self._pins:
                 break
@@ -70,7 +72,7 @@ class PagePool:
         del self._cached[page]
         self._indexed.discard(page)
         self._forget(page)
-        self._free.append(page)
+        return page
 
     def share(self, pages: Iterable[int]) -> None:
         """One more reference to pages that are cached or referenced. Raises InvariantBroken for a free one."""

@@ -22,6 +22,11 @@ class Facts:
         """The same values, asked for with another prefix."""
         return Facts(self._values, prefix)
 
+    def over(self, defaults: Mapping[str, object]) -> Facts:
+        """These facts, with ``defaults`` (keys without prefix) where they say nothing."""
+        own = {k: v for k, v in self._values.items() if v is not None}
+        return Facts({**{self._prefix + k: v for k, v in defaults.items()}, **own}, self._prefix)
+
     def get(self, key: str) -> object:
         """The value as it stands, or None."""
         return self._values.get(self._prefix + key)

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 from kvern.kernels.ops import AttentionSpec, Ops
 from kvern.models import rope
+from kvern.models.basics import Basics, GgufFacts, basics_from_hf
 from kvern.models.facts import Facts
 from kvern.models.network import Model
-from kvern.models.sizes import GgufFacts, Sizes, sizes_from_gguf, sizes_from_hf
 from kvern.models.spec import ModelSpec, require
 from kvern.models.tensors import (
     BIASES,
@@ -23,67 +23,54 @@ from kvern.models.tensors import (
 
 T = TypeVar("T")
 
+
 # GGUF files of this family rotate neighbouring elements: their query and key rows were reordered for that.
 GGUF = Layout(
     whole=GGUF_WHOLE,
     layer=GGUF_LAYER,
-    optional=BIASES | {"output"},
+    optional=BIASES,
     interleaved=frozenset({"query", "query_bias", "key", "key_bias"}),
     ignored=GGUF_IGNORED,
 )
 HF = Layout(whole=HF_WHOLE, layer=HF_LAYER, optional=BIASES, ignored=HF_IGNORED)
 
-END_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>")
-_DEFAULTS = {
+_HF_DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 
 
 def spec_from_gguf(facts: GgufFacts) -> ModelSpec:
     arch = facts.general.under("llama.")
-    sizes = sizes_from_gguf(facts, arch)
+    basics = facts.basics(arch)
     theta = arch.number("rope.freq_base", 10_000.0)
-    scaled = rope.from_gguf(arch, theta, sizes.head_dim, facts.rope_factors)
-    return _spec(
-        sizes,
-        scaled,
-        name=facts.general.text("general.name", "llama"),
-        tied=facts.tied,
-        bos=facts.bos(),
-        eos=facts.end_tokens(END_TOKENS),
-    )
+    return _spec(basics, rope.from_gguf(arch, theta, basics.head_dim, facts.rope_factors))
 
 
 def spec_from_hf(config: Facts) -> ModelSpec:
-    sizes = sizes_from_hf(config, _DEFAULTS)
+    config = config.over(_HF_DEFAULTS)
+    basics = basics_from_hf(config)
     activation = config.text("hidden_act", "silu")
     require(activation == "silu", f"activation {activation!r} is not supported in this family")
-    bos = config.ids("bos_token_id") or (1,)
-    return _spec(
-        sizes,
-        rope.of_hf_model(config, sizes.head_dim, 10_000.0),
-        name=config.text("_name_or_path", "llama"),
-        tied=config.flag("tie_word_embeddings", False),
-        bos=bos[0],
-        eos=config.ids("eos_token_id") or (2,),
-    )
+    return _spec(basics, rope.from_hf(config, basics.head_dim, 10_000.0))
 
 
-def _spec(sizes: Sizes, scaled: rope.ScaledRope, **named: object) -> ModelSpec:
+def _spec(basics: Basics, scaled: rope.ScaledRope) -> ModelSpec:
     attention = AttentionSpec(
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        scale=sizes.head_dim**-0.5 * scaled.magnitude**2,
+        heads=basics.heads,
+        kv_heads=basics.kv_heads,
+        head_dim=basics.head_dim,
+        scale=basics.head_dim**-0.5 * scaled.magnitude**2,
         window=None,
         rope=scaled.rope,
     )
-    return sizes.spec("llama", (attention,) * sizes.layers, "silu", **named)
+    return basics.spec("llama", (attention,) * basics.layers, "silu")
 
 
 def embed(ops: Ops[T], model: Model) -> T:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
 
 from kvern.kernels.ops import AttentionSpec, Ops, Vector, Weight
 from kvern.models.spec import ModelSpec
@@ -85,3 +85,22 @@ class Model:
         for w in self.layers:
             found += [w.query, w.key, w.value, w.attention_output, w.gate, w.up, w.down]
         return tuple(found if self.output is self.embedding else [*found, self.output])
+
+    def in_format(self, weight_format: str) -> Model:
+        """The same model with every matrix brought to another format as a back end reads it; "file": as it is."""
+        if weight_format == "file":
+            return self
+        embedding = self.embedding.as_format(weight_format)
+        tied = self.output is self.embedding
+        return replace(
+            self,
+            embedding=embedding,
+            layers=tuple(_in_format(layer, weight_format) for layer in self.layers),
+            output=embedding if tied else self.output.as_format(weight_format),
+        )
+
+
+def _in_format(layer: LayerWeights, weight_format: str) -> LayerWeights:
+    found = {f.name: getattr(layer, f.name) for f in fields(LayerWeights)}
+    changed: dict[str, Any] = {n: w.as_format(weight_format) for n, w in found.items() if isinstance(w, Weight)}
+    return replace(layer, **changed)

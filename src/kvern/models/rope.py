@@ -25,7 +25,8 @@ class ScaledRope:
 
 def _plain(theta: float, dim: int) -> Frequencies:
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.float32(1) / np.power(np.float32(theta), exponents)
+    frequencies: Frequencies = np.float32(1) / np.power(np.float32(theta), exponents)
+    return frequencies
 
 
 def _spec(theta: float, dim: int, frequencies: Frequencies) -> RopeSpec:
@@ -103,12 +104,24 @@ def _yarn_magnitude(factor: float, scaling: Facts) -> float:
     return magnitude(weight) / magnitude(weight_all) if weight and weight_all else magnitude(1.0)
 
 
-def from_hf(config: Facts, scaling: Facts | None, theta: float, dim: int) -> ScaledRope:
-    """The rule of one ``rope_scaling`` or ``rope_parameters`` object of config.json. Raises ModelFileError."""
-    plain(theta, dim)
+def from_hf(config: Facts, dim: int, default_theta: float) -> ScaledRope:
+    """The one rule of a config.json, in the older (rope_theta, rope_scaling) or newer (rope_parameters) spelling."""
+    scaling = config.table("rope_parameters") or config.table("rope_scaling")
+    theta = config.number("rope_theta", default_theta)
+    if scaling is not None:
+        theta = scaling.number("rope_theta", theta)
+    return by_rule(config, scaling, theta, dim)
+
+
+def by_rule(config: Facts, scaling: Facts | None, theta: float, dim: int) -> ScaledRope:
+    """The rule of one ``rope_scaling`` or ``rope_parameters`` object. Raises ModelFileError."""
+    unscaled = ScaledRope(plain(theta, dim))
     kind = "default" if scaling is None else scaling.text("rope_type", scaling.text("type", "default"))
     if scaling is None or kind == "default":
-        return ScaledRope(plain(theta, dim))
+        return unscaled
+    rotated = scaling.number("partial_rotary_factor", 1.0)
+    if rotated != 1.0:
+        raise ModelFileError(f"rotating {rotated} of each head is not supported")
     if kind == "linear":
         return ScaledRope(linear(theta, dim, scaling.number("factor")))
     if kind == "llama3":
@@ -119,7 +132,7 @@ def from_hf(config: Facts, scaling: Facts | None, theta: float, dim: int) -> Sca
 
 
 def from_gguf(arch: Facts, theta: float, dim: int, factors: Frequencies | None) -> ScaledRope:
-    """The rule of the ``<architecture>.rope.*`` keys and the optional ``rope_freqs`` tensor. Raises ModelFileError."""
+    """The rule of the ``<architecture>.rope.*`` keys and the ``rope_freqs`` tensor. Raises ModelFileError."""
     plain(theta, dim)
     if factors is not None:
         return ScaledRope(divided(theta, dim, factors))

@@ -1,30 +1,9 @@
-"""How a family's tensors are called in a file, and what a reader must offer to load them."""
+"""How a family's tensors are called in its files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-
-from kvern.kernels.ops import Weight
-
-
-class TensorSource(Protocol):
-    """Named tensors of one model, whatever file they are in. Names are those of the file."""
-
-    def names(self) -> Iterable[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Outermost dimension first: a matrix is (outputs, inputs)."""
-
-    def matrix(self, name: str) -> Weight:
-        """A matrix in its own format, not decoded."""
-
-    def vector(self, name: str) -> NDArray[np.float32]:
-        """A one-dimensional tensor, decoded and owned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +11,11 @@ class Layout:
     """One kind of file of one family.
 
     ``whole`` and ``layer`` map the fields of Model and LayerWeights to tensor names; names of ``layer`` contain
-    ``{layer}``. ``roots`` are prefixes that may stand before every name. Fields in ``optional`` may be absent.
-    ``norm_offset`` is added to every norm weight. Heads of ``interleaved`` fields have their rotary pairs side by
-    side (2 i, 2 i + 1) in the file and are brought to halves (i, i + head_dim / 2). Tensors whose name ends in one
-    of ``ignored`` are known not to matter; those outside every root are another part of the file (a vision tower);
-    any other tensor that is not named here is an error.
+    ``{layer}``. Fields in ``optional`` may be absent. ``roots`` are what names may begin with in place of the first
+    root. ``norm_offset`` is added to every norm weight. Heads of ``interleaved`` fields have their rotary pairs side
+    by side (2 i, 2 i + 1) in the file and are brought to halves (i, i + head_dim / 2). Tensors whose name ends in
+    one of ``ignored`` do not matter, those that begin with one of ``other_parts`` are another model in the same file
+    (a vision tower); any other tensor under the root that is not named here is an error.
     """
 
     whole: Mapping[str, str]
@@ -46,6 +25,7 @@ class Layout:
     norm_offset: float = 0.0
     interleaved: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
+    other_parts: tuple[str, ...] = ()
 
 
 BIASES = frozenset(

@@ -30,7 +30,7 @@ class PlanRun:
         self._prompt_logprobs: list[tuple[int, int, TokenLogprobs]] = []
 
     def call(self, slices: list[Slice], stop: NDArray[np.uint8], *, all_logits: bool) -> None:
-        """Run one device call over ``slices``; with ``all_logits`` also score the prompt tokens that follow its rows."""
+        """Run one device call over ``slices``; ``all_logits`` also scores the prompt tokens after its rows."""
         batch, layout = self._batch.lay_out(slices, stop, all_logits)
         began = time.perf_counter()
         result = self._device.step(batch)
@@ -115,7 +115,8 @@ class PlanRun:
         sequences = [layout.slices[i].sequence for i in index.tolist()]
         for row in np.flatnonzero(state.sampling.logprobs[slots] >= 0).tolist():
             top = int(state.sampling.logprobs[slots[row]])
-            self._logprobs.append((sequences[row], self._sampler.score(logits[row], int(tokens[row]), top)))
+            (scored,) = self._sampler.score(logits[row : row + 1], tokens[row : row + 1], top)
+            self._logprobs.append((sequences[row], scored))
         state.append(slots, tokens)
         self._tokens[[self._number[sequence] for sequence in sequences]] = tokens
         self._finish(slots, sequences, tokens)
@@ -136,7 +137,9 @@ class PlanRun:
         piece, slot = layout.slices[0], int(layout.slots[0])
         top = int(self._batch.sampling.prompt_logprobs[slot])
         last = min(piece.end, int(self._batch.prompt[slot]) - 1)
-        for position in range(piece.begin + 1, last + 1):
-            token = int(self._batch.tokens[slot, position])
-            row = logits[position - piece.begin - 1]
-            self._prompt_logprobs.append((piece.sequence, position, self._sampler.score(row, token, top)))
+        following = self._batch.tokens[slot, piece.begin + 1 : last + 1]
+        if not len(following):
+            return
+        scored = self._sampler.score(logits[: len(following)], following, top)
+        for position, entry in enumerate(scored, start=piece.begin + 1):
+            self._prompt_logprobs.append((piece.sequence, position, entry))

@@ -141,7 +141,7 @@ class RunningBatch:
 
     def _continues(self, piece: Slice) -> bool:
         if piece.unit_begin == 0:
-            return piece.begin <= self.cursor[self.slot_of[piece.sequence]]
+            return piece.begin <= int(self.cursor[self.slot_of[piece.sequence]])
         span = self.parked.get(piece.sequence)
         return span is not None and (span.begin, span.end, span.unit) == (piece.begin, piece.end, piece.unit_begin)
 
@@ -150,7 +150,7 @@ class RunningBatch:
     def lay_out(
         self, slices: list[Slice], stop: NDArray[np.uint8], all_logits: bool = False
     ) -> tuple[StepBatch, Layout]:
-        """Arrays of one device call over ``slices``. ``all_logits`` wants the logits of every row, not of emitting ones.
+        """Arrays of one device call over ``slices``. ``all_logits`` wants the logits of every row.
 
         Raises InvariantBroken when a slice reads tokens that are not known or residual rows that are not parked.
         """

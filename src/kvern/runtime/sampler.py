@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kvern.core.plan import TokenLogprobs
 from kvern.core.request import Sampling
+from kvern.kernels.sampling import GREEDY_BELOW, SampleParameters
 
 OFF = -1
 _NO_IDS = np.zeros(0, np.int32)
@@ -16,7 +17,7 @@ _NO_VALUES = np.zeros(0, np.float32)
 
 
 class SamplingTable:
-    """Parameters of all slots. What only some requests have (bias, allowed ids) is kept by slot, beside the arrays."""
+    """Parameters of all slots. What only some requests have (bias, allowed ids) is kept by slot beside them."""
 
     def __init__(self, slots: int) -> None:
         floats = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
@@ -53,7 +54,7 @@ class SamplingTable:
             self._prompt_wanted.add(slot)
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         self.plain[slot] = (
-            sampling.temperature == 0.0
+            sampling.temperature < GREEDY_BELOW
             and penalties == (1.0, 0.0, 0.0)
             and not (sampling.logit_bias or sampling.allowed_token_ids or sampling.min_tokens)
         )
@@ -91,33 +92,35 @@ class SamplingTable:
 
 
 class SampleRows:
-    """Parameters of E rows that are not plain, gathered for a back end; see native/include/sample.h for their order.
-
-    ``history[i]`` are the prompt and generated tokens of row i, ``position[i]`` where its new token will stand.
-    """
+    """Parameters of E rows, gathered for a back end: ``kvern.kernels.sampling.SampleParameters``."""
 
     def __init__(self, table: SamplingTable, slots: NDArray[np.int64], state: TokenState) -> None:
-        for name in (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repetition",
-            "presence",
-            "frequency",
-            "top_k",
-            "seed",
-            "choice",
-        ):
-            setattr(self, name, getattr(table, name)[slots])
-        self.prompt_tokens = state.prompt[slots]
-        self.position = state.known[slots].astype(np.uint32)
-        each = slots.tolist()
-        known = state.known[slots].tolist()
-        self.history = [state.tokens[slot, :count] for slot, count in zip(each, known, strict=True)]
-        self.bias = [table.bias.get(slot, (_NO_IDS, _NO_VALUES)) for slot in each]
-        self.allowed = [table.allowed.get(slot, _NO_IDS) for slot in each]
-        generated = (state.known[slots] - self.prompt_tokens).tolist()
-        self.banned = [table.banned(slot, count) for slot, count in zip(each, generated, strict=True)]
+        self.temperature, self.top_p, self.min_p = table.temperature[slots], table.top_p[slots], table.min_p[slots]
+        self.repetition_penalty, self.presence_penalty = table.repetition[slots], table.presence[slots]
+        self.frequency_penalty, self.top_k = table.frequency[slots], table.top_k[slots]
+        self.seed, self.choice = table.seed[slots], table.choice[slots]
+        self.prompt_tokens, self.position = state.prompt[slots], state.known[slots]
+        each, known = slots.tolist(), self.position.tolist()
+        penalised = (self.repetition_penalty != 1) | (self.presence_penalty != 0) | (self.frequency_penalty != 0)
+        histories = [
+            state.tokens[slot, :count] if wanted else _NO_IDS
+            for slot, count, wanted in zip(each, known, penalised.tolist(), strict=True)
+        ]
+        self.history_ids, self.history_begin = _flat(histories)
+        generated = (self.position - self.prompt_tokens).tolist()
+        banned = [table.banned(slot, count) for slot, count in zip(each, generated, strict=True)]
+        self.banned_ids, self.banned_begin = _flat(banned)
+        self.allowed_ids, self.allowed_begin = _flat([table.allowed.get(slot, _NO_IDS) for slot in each])
+        biases = [table.bias.get(slot, (_NO_IDS, _NO_VALUES)) for slot in each]
+        self.bias_ids, self.bias_begin = _flat([ids for ids, _ in biases])
+        self.bias_values = np.concatenate([values for _, values in biases])
+
+
+def _flat(lists: list[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """All ids in one array, and where each list begins."""
+    begin = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum([len(ids) for ids in lists], out=begin[1:])
+    return np.concatenate(lists), begin
 
 
 class TokenState(Protocol):
@@ -132,11 +135,15 @@ class TokenState(Protocol):
 class SampleKernel(Protocol):
     """A back end's sampler."""
 
-    def choose(self, logits: NDArray[np.float32], rows: SampleRows) -> NDArray[np.int32]:
-        """A token for each row of ``logits`` [E, V]; -1 where nothing is allowed."""
+    def choose_tokens(
+        self, logits: NDArray[np.float32], batch: SampleParameters
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """A token for each row of ``logits`` [E, V], -1 where there is none, and why (``FAULT_...``)."""
 
-    def score(self, logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
-        """Of ``token`` and the ``top`` most likely ones under one row of logits [V]."""
+    def score_tokens(
+        self, logits: NDArray[np.float32], tokens: NDArray[np.int32], top: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+        """Log-probability [E] and rank [E] of ``tokens``, and the ``top`` most likely ids and theirs [E, top]."""
 
 
 class Sampler:
@@ -150,13 +157,26 @@ class Sampler:
         plain = state.sampling.plain[slots]
         tokens = np.empty(len(slots), np.int32)
         if plain.all():
-            return logits.argmax(axis=1).astype(np.int32)  # the first of equal ones: the lowest id
+            return _likeliest(logits)
         if plain.any():
-            tokens[plain] = logits[plain].argmax(axis=1)
+            tokens[plain] = _likeliest(logits[plain])
         drawn = ~plain
-        tokens[drawn] = self._kernel.choose(logits[drawn], SampleRows(state.sampling, slots[drawn], state))
+        rows = SampleRows(state.sampling, slots[drawn], state)
+        tokens[drawn], _ = self._kernel.choose_tokens(logits[drawn], rows)
         return tokens
 
-    def score(self, logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
-        """Log-probabilities of ``token`` and of the ``top`` most likely ones, from one row of logits [V]."""
-        return self._kernel.score(logits, token, top)
+    def score(self, logits: NDArray[np.float32], tokens: NDArray[np.int32], top: int) -> list[TokenLogprobs]:
+        """Log-probabilities of ``tokens`` [E] and of the ``top`` most likely ones under each row of logits [E, V]."""
+        top = min(top, logits.shape[1])
+        logprobs, ranks, ids, values = self._kernel.score_tokens(np.ascontiguousarray(logits), tokens, top)
+        rows = zip(tokens.tolist(), logprobs.tolist(), ranks.tolist(), ids.tolist(), values.tolist(), strict=True)
+        return [
+            TokenLogprobs(token, logprob, rank, tuple(zip(best, theirs, strict=True)))
+            for token, logprob, rank, best, theirs in rows
+        ]
+
+
+def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The first of equal ones, which is the lowest id."""
+    found: NDArray[np.int32] = logits.argmax(axis=1).astype(np.int32)
+    return found

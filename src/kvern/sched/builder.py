@@ -143,8 +143,11 @@ class PlanBuilder:
             return Refusal.BUDGET
         if end > sequence.length or not unit_begin < unit_end <= units or (span is not None and end != span.end):
             return Refusal.CURSOR
-        need = self._ledger.config.pages_for(min(max(end, cover), sequence.limit)) - sequence.view.count
-        pages = secure(self._ledger, self._policies.preemption, self.view, sequence, max(need, 0), self._rob)
+        reach = min(max(end, cover), sequence.limit)
+        pages: list[int] | None = []
+        if reach > sequence.view.capacity:
+            need = self._ledger.config.pages_for(reach) - sequence.view.count
+            pages = secure(self._ledger, self._policies.preemption, self.view, sequence, need, self._rob)
         if pages is None:
             return Refusal.MEMORY
         self._introduce(sequence, pages)
@@ -176,8 +179,7 @@ class PlanBuilder:
 
     def _rob(self, victim: Sequence) -> None:
         """Take a sequence's memory, and its slice out of this plan if it has one."""
-        key, ledger = victim.id, self._ledger
-        fresh = key in self._starts and key not in self._ends and key not in ledger.device.leaving
+        key = victim.id
         self._starts.pop(key, None)
         self._grants.pop(key, None)
         piece = self._slices.pop(key, None)
@@ -185,9 +187,5 @@ class PlanBuilder:
             del self._sequences[key]
             self.room += piece.end - piece.begin
             victim.flights -= 1
-            victim.planned = piece.begin
-            victim.pending -= piece.emits
         self._robbed.add(key)
-        ledger.preempt(victim)
-        if fresh:
-            ledger.device.leaving.pop(key, None)
+        self._ledger.preempt(victim)

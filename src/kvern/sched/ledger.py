@@ -76,7 +76,7 @@ class Ledger:
         sequence = Sequence(request, self.config.page_tokens, (0.0, self._arrivals))
         self.live[sequence.id] = sequence
         self.queue.arrive(sequence)
-        self.shares.arrive(sequence)
+        self.shares.arrive(sequence, self.running.values())
         self.count.prompt_tokens += len(request.prompt)
         return sequence
 
@@ -215,6 +215,8 @@ class Ledger:
         """Exact conservation of pages and of sequences. Raises InvariantBroken."""
         holders = [*self.running.values(), *self.draining.values()]
         self.pool.audit([sequence.view.pages() for sequence in holders])
+        if self.pool.indexed != len(self.index):
+            raise InvariantBroken(f"{len(self.index)} pages are indexed, and {self.pool.indexed} kept for that")
         if len(self.live) != len(self.running) + len(self.queue):
             raise InvariantBroken("a live sequence neither runs nor waits, or does both")
         flights = [sequence.id for lane in self.lanes for flight in lane.flights for sequence in flight.sequences]

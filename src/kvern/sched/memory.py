@@ -18,8 +18,6 @@ def secure(
 
     ``rob`` takes the memory of one sequence; pages under a step in flight come only when that is reported.
     """
-    if need == 0:
-        return []
     coming = False
     if need > _spare(ledger, sequence):
         coming = _make_room(ledger, preemption, view, sequence, need, rob)

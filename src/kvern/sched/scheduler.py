@@ -110,6 +110,7 @@ class Scheduler:
     def _force(self, builder: PlanBuilder) -> None:
         """The policies left everything idle: the highest-ranked sequence that can run does. One always can."""
         ledger = self._ledger
+        ledger.claim = None
         while True:
             refused = {}
             for sequence in ledger.highest_first():
@@ -117,8 +118,5 @@ class Scheduler:
                 if refusal is None:
                     return
                 refused[sequence.id] = refusal
-            if ledger.claim is not None:
-                ledger.claim = None
-            elif not ledger.pool.unpin_latest():
-                break
-        raise InvariantBroken(f"no sequence can make progress: {refused}")
+            if not ledger.pool.unpin_latest():
+                raise InvariantBroken(f"no sequence can make progress: {refused}")

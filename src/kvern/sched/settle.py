@@ -52,7 +52,9 @@ class Settler:
             if sequence.computed >= sequence.view.seal_at:
                 seal(sequence)
             add(Delta(sequence.id, (token,)))
-        self._ledger.count.generation_tokens += len(deltas)
+        self._ledger.count.generation_tokens += (
+            sum(len(delta.tokens) for delta in deltas) if not calm else len(deltas)
+        )
         return deltas, calm
 
     def _full(self, flight: Flight, report: StepReport) -> list[Delta]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from kvern.sched.sequence import Sequence
@@ -11,7 +12,8 @@ class Shares:
     """Counts each token of a sequence once: neither cached ones nor those recomputed after a preemption.
 
     A tenant that comes back after idling starts at the least share of those present, so idleness earns no credit.
-    Tenants without live sequences are kept only while their share is above that least one.
+    Tenants without live sequences are kept only while their share is above that least one; when nobody is there,
+    all is forgotten.
     """
 
     def __init__(self) -> None:
@@ -19,11 +21,15 @@ class Shares:
         self._live: dict[str, int] = {}
         self._marks: dict[int, int] = {}  # sequence -> tokens counted
 
-    def arrive(self, sequence: Sequence) -> None:
+    def arrive(self, sequence: Sequence, running: Iterable[Sequence]) -> None:
+        """It waits from now on. ``running`` are all sequences that compute."""
         tenant = sequence.request.tenant
         if tenant not in self._live:
-            floor = min((self._served[other] for other in self._live), default=0.0)
+            for other in running:
+                self.note(other)
+            floor = min((self._served[name] for name in self._live), default=math.inf)
             self._served = {name: s for name, s in self._served.items() if name in self._live or s > floor}
+            floor = floor if self._live else 0.0
             self._served[tenant] = max(self._served.get(tenant, 0.0), floor)
         self._live[tenant] = self._live.get(tenant, 0) + 1
 

@@ -8,7 +8,7 @@ import math
 import msgspec
 from starlette.responses import Response
 
-from kvern.core.errors import EngineDead, InvalidRequest, Overloaded
+from kvern.core.errors import EngineDead, InvalidRequest, KvernError, Overloaded
 
 logger = logging.getLogger("kvern.server")
 
@@ -24,6 +24,10 @@ _TYPE_OF_STATUS = {
     431: "invalid_request_error",
     503: "overloaded",
 }
+
+
+class GenerationFailed(KvernError):
+    """The engine gave one sequence up; others are not affected."""
 
 
 class ErrorDetail(msgspec.Struct):
@@ -62,6 +66,9 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(told.status, told.detail, error.retry_after_s)
     if isinstance(error, EngineDead):
         return failure(503, "the engine is not running; it may come back", code="engine_unavailable")
+    if isinstance(error, GenerationFailed):
+        logger.warning("a sequence failed: %s", error)
+        return failure(500, str(error), code="generation_failed")
     logger.error("a request failed", exc_info=error)
     return failure(500, "internal error; the server's log has the details", code="internal_error")
 

@@ -135,9 +135,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
 }
 _REFUSED_FIELDS = {
-    shape: tuple(
-        item.name for item in msgspec.structs.fields(shape) if item.type is Refused and item.default is None
-    )
+    shape: tuple(item.name for item in msgspec.structs.fields(shape) if item.type is Refused and item.default is None)
     for shape in (ChatRequest, CompletionRequest, ChatMessage)
 }
 

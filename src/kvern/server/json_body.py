@@ -26,9 +26,7 @@ async def read_body(request: Request, shape: type[_Body], max_bytes: int) -> _Bo
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Also keeps web pages out: a browser asks first before it sends JSON to another origin.
-        raise InvalidRequest(
-            f"content-type is {kind[:60]!r}; send application/json", code="unsupported_media_type"
-        )
+        raise InvalidRequest(f"content-type is {kind[:60]!r}; send application/json", code="unsupported_media_type")
     return decode_body(await _bounded(request, max_bytes), shape)
 
 

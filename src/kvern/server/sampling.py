@@ -1,146 +1,95 @@
-"""Sampling fields of a request, checked against their ranges, as ``core.Sampling``."""
+"""Sampling fields of a request as ``SamplingParams``, and what is left of them outside the engine."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from kvern.core.errors import InvalidRequest
 from kvern.core.request import Sampling
+from kvern.sampling_params import ModelLimits, SamplingParams, to_samplings
 from kvern.server.fields import SamplingFields
-from kvern.server.options import Limits
+from kvern.server.options import ServerOptions
 
-# field -> (lowest, highest, default); the default holds when neither the request nor the model's config says.
-_RANGES: dict[str, tuple[float, float, float]] = {
-    "temperature": (0.0, 2.0, 1.0),
-    "top_p": (0.0, 1.0, 1.0),
-    "min_p": (0.0, 1.0, 0.0),
-    "presence_penalty": (-2.0, 2.0, 0.0),
-    "frequency_penalty": (-2.0, 2.0, 0.0),
-    "repetition_penalty": (0.01, 10.0, 1.0),
-}
-_BIAS_LIMIT = 100.0
-_SEED_LIMIT = 1 << 63
+_PLAIN = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
 
 
 class Wanted(msgspec.Struct, frozen=True):
     """What one request asks of each of its sequences."""
 
-    sampling: Sampling  # choice 0; the others differ in `choice` only
-    n: int
-    stops: tuple[str, ...]
-    include_stop: bool
-    skip_special: bool
-    hidden_stop_ids: frozenset[int]  # ids whose text is left out when they end the answer
+    params: SamplingParams
+    max_tokens: int | None  # as the client named it; 0 is an echo alone, for which the engine makes one token
+    length_field: str  # the client's name for it: max_tokens or max_completion_tokens
+    stop_token_ids: frozenset[int]  # the client's own
 
 
-def out_of_range(field: str, value: object, lowest: object, highest: object) -> InvalidRequest:
-    return InvalidRequest(
-        f"{field} is {value}; it must be from {lowest} to {highest}", field=field, code="out_of_range"
-    )
-
-
-def within(field: str, value: int | None, lowest: int, highest: int, default: int) -> int:
-    """``value``, or ``default`` for None. Raises InvalidRequest naming the field and the limit."""
-    if value is None:
-        return default
-    if not lowest <= value <= highest:
-        raise out_of_range(field, value, lowest, highest)
-    return value
-
-
-class SamplingReader:
-    """Turns request fields into ``Wanted``; holds what does not change between requests."""
-
-    def __init__(
-        self, limits: Limits, vocab_size: int, eos_ids: frozenset[int], defaults: dict[str, float | int], seed: Any
-    ) -> None:
-        self._limits = limits
-        self._vocab_size = vocab_size
-        self._eos_ids = eos_ids
-        self._defaults = defaults
-        self._draw_seed = seed
-
-    def read(self, body: SamplingFields, max_tokens: int, logprobs: int | None, echoed: int | None = None) -> Wanted:
-        """``max_tokens`` is resolved already; ``echoed`` asks for the prompt's own logprobs. Raises InvalidRequest."""
-        limits = self._limits
-        stops = self._stops(body.stop)
-        stop_ids = self._ids("stop_token_ids", body.stop_token_ids, limits.stop_token_ids)
-        ends = frozenset(stop_ids) if body.ignore_eos else self._eos_ids | frozenset(stop_ids)
-        include = bool(body.include_stop_str_in_output)
-        seed = body.seed
-        if seed is not None and not -_SEED_LIMIT <= seed < _SEED_LIMIT:
-            raise out_of_range("seed", seed, -_SEED_LIMIT, _SEED_LIMIT - 1)
-        sampling = Sampling(
-            **{name: self._number(name, getattr(body, name)) for name in _RANGES},
-            top_k=self._top_k(body.top_k),
-            seed=(self._draw_seed() if seed is None else seed) % _SEED_LIMIT,
-            max_tokens=max_tokens,
-            min_tokens=within("min_tokens", body.min_tokens, 0, max_tokens, 0),
-            stop_token_ids=tuple(sorted(ends)),
-            logit_bias=self._bias(body.logit_bias),
-            allowed_token_ids=self._ids("allowed_token_ids", body.allowed_token_ids, self._vocab_size),
+def read_sampling(
+    body: SamplingFields,
+    options: ServerOptions,
+    *,
+    max_tokens: tuple[str, int | None],
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> Wanted:
+    """Check the sampling fields. ``max_tokens`` is (the client's name for it, its value). Raises InvalidRequest."""
+    limits = options.limits
+    if body.n is not None and not 1 <= body.n <= limits.n:
+        raise InvalidRequest(f"n is {body.n}; it must be from 1 to {limits.n}", field="n", code="invalid_value")
+    given: dict[str, Any] = dict(options.sampling_defaults)
+    given.update({name: value for name in _PLAIN if (value := getattr(body, name)) is not None})
+    field, length = max_tokens
+    if length is not None and length < 0:
+        raise InvalidRequest(f"{field} is {length}; it must be at least 1", field=field, code="invalid_value")
+    try:
+        params = SamplingParams(
+            **given,
+            n=body.n or 1,
+            seed=options.draw_seed() if body.seed is None else body.seed,
+            stop=body.stop,
+            stop_token_ids=body.stop_token_ids,
+            ignore_eos=bool(body.ignore_eos),
+            max_tokens=1 if length == 0 else length,
+            min_tokens=body.min_tokens or 0,
             logprobs=logprobs,
-            prompt_logprobs=echoed,
+            prompt_logprobs=prompt_logprobs,
+            skip_special_tokens=body.skip_special_tokens is not False,
+            include_stop_str_in_output=bool(body.include_stop_str_in_output),
+            logit_bias=_token_ids(body.logit_bias),
+            allowed_token_ids=body.allowed_token_ids,
         )
-        return Wanted(
-            sampling,
-            within("n", body.n, 1, limits.n, 1),
-            stops,
-            include,
-            body.skip_special_tokens is not False,
-            frozenset() if include else frozenset(stop_ids),
-        )
+    except InvalidRequest as error:
+        raise renamed(error, {"max_tokens": field}) from error
+    return Wanted(params, length, field, frozenset(body.stop_token_ids or ()))
 
-    def _number(self, name: str, value: float | None) -> float:
-        lowest, highest, default = _RANGES[name]
-        if value is None:
-            value = self._defaults.get(name, default)
-        if not (math.isfinite(value) and lowest <= value <= highest) or (name == "top_p" and value == 0):
-            raise out_of_range(name, value, "above 0" if name == "top_p" else lowest, highest)
-        return float(value)
 
-    def _top_k(self, value: int | None) -> int:
-        """0 and -1 both mean off, as in vLLM."""
-        value = int(self._defaults.get("top_k", 0)) if value is None else value
-        return max(0, within("top_k", value, -1, (1 << 31) - 1, 0))
+def samplings(wanted: Wanted, prompt: Sequence[int], limits: ModelLimits) -> list[Sampling]:
+    """One ``Sampling`` per choice for this prompt. Raises InvalidRequest in the client's own field names."""
+    try:
+        return to_samplings(wanted.params, prompt, limits)
+    except InvalidRequest as error:
+        raise renamed(error, {"max_tokens": wanted.length_field}) from error
 
-    def _stops(self, stop: str | list[str] | None) -> tuple[str, ...]:
-        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        limits = self._limits
-        if len(stops) > limits.stop_strings:
-            raise out_of_range("stop", f"{len(stops)} strings", 0, f"{limits.stop_strings} strings")
-        for text in stops:
-            if not 0 < len(text) <= limits.stop_chars:
-                raise out_of_range("stop", f"a string of {len(text)} characters", 1, limits.stop_chars)
-        return stops
 
-    def _ids(self, field: str, ids: Iterable[int] | None, most: int) -> tuple[int, ...]:
-        found = tuple(ids or ())
-        if len(found) > most:
-            raise out_of_range(field, f"{len(found)} ids", 0, f"{most} ids")
-        for token in found:
-            if not 0 <= token < self._vocab_size:
-                raise out_of_range(field, token, 0, self._vocab_size - 1)
-        return found
+def renamed(error: InvalidRequest, names: dict[str, str]) -> InvalidRequest:
+    """The same error about the field as the client called it."""
+    field = names.get(error.field or "", error.field)
+    message = str(error)
+    if error.field and field != error.field:
+        message = message.replace(error.field, field or error.field)
+    return InvalidRequest(message, field=field, code=error.code)
 
-    def _bias(self, bias: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
-        field, most = "logit_bias", self._limits.logit_bias
-        if not bias:
-            return ()
-        if len(bias) > most:
-            raise out_of_range(field, f"{len(bias)} entries", 0, f"{most} entries")
-        pairs = {}
-        for name, value in bias.items():
-            if not (name.isascii() and name.isdigit() and len(name) <= 10):
-                raise InvalidRequest(f"{field}: {name[:40]!r} is not a token id", field=field, code="invalid_type")
-            token = int(name)
-            if token >= self._vocab_size:
-                raise out_of_range(field, f"for token {token}", 0, self._vocab_size - 1)
-            if not -_BIAS_LIMIT <= value <= _BIAS_LIMIT:
-                raise out_of_range(field, value, -_BIAS_LIMIT, _BIAS_LIMIT)
-            pairs[token] = value
-        return tuple(sorted(pairs.items()))
+
+def _token_ids(bias: dict[str, float] | None) -> dict[int, float] | None:
+    """JSON keys are strings; the engine's are ids."""
+    if not bias:
+        return None
+    for name in bias:
+        if not (name.isascii() and name.isdigit() and len(name) <= 10):
+            raise InvalidRequest(
+                f"logit_bias: {name[:40]!r} is not a token id", field="logit_bias", code="invalid_value"
+            )
+    return {int(name): value for name, value in bias.items()}

@@ -171,7 +171,12 @@ def _metadata(cursor: Cursor, count: int) -> dict[str, object]:
 
 def _alignment(cursor: Cursor, metadata: dict[str, object]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 1 <= value <= MAX_ALIGNMENT
+        or value & (value - 1)
+    ):
         raise cursor.wrong(f"general.alignment is {value!r:.80}, not a power of two up to {MAX_ALIGNMENT}")
     return value
 

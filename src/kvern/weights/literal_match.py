@@ -45,7 +45,9 @@ def _trie_pattern(literals: Mapping[str, int]) -> str:
     try:
         return _node_pattern(root)
     except RecursionError as error:
-        raise ModelFileError("too many added tokens are prefixes of each other (limit: about 200 in a chain)") from error
+        raise ModelFileError(
+            "too many added tokens are prefixes of each other (limit: about 200 in a chain)"
+        ) from error
 
 
 def _node_pattern(node: _TrieNode) -> str:

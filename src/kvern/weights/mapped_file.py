@@ -87,7 +87,9 @@ class TensorFile:
     ``metadata`` is what the file says of itself: scalars, texts and lists.
     """
 
-    def __init__(self, maps: Sequence[MappedFile], metadata: dict[str, object], tensors: Iterable[TensorInfo]) -> None:
+    def __init__(
+        self, maps: Sequence[MappedFile], metadata: dict[str, object], tensors: Iterable[TensorInfo]
+    ) -> None:
         self.metadata = metadata
         self.tensors: dict[str, TensorInfo] = {}
         self._maps = tuple(maps)

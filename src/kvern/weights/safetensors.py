@@ -119,7 +119,7 @@ def _tensor(path: Path, name: str, entry: object, begin: int, size: int) -> Tens
     nbytes = elements(shape, what) * ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         raise ModelFileError(
-            f"{what} of shape {shape} and type {dtype} needs {nbytes} bytes; its offsets span {offsets[1] - offsets[0]}"
+            f"{what} of shape {shape} and type {dtype} needs {nbytes} bytes, not {offsets[1] - offsets[0]}"
         )
     if begin + offsets[1] > size:
         raise ModelFileError(f"{what} ends after the end of the file: truncated or damaged")

@@ -143,7 +143,11 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
         call = msgspec.msgpack.decode(frame, type=RenderCall)
         now[0] = call.now_s
         values = {**setup.variables, **call.arguments}
-        answer = _answer(lambda: _bounded(compiled[0].generate(**values), setup.max_output_chars), setup.timeout_s)
+
+        def render(values: dict[str, Any] = values) -> str:
+            return _bounded(compiled[0].generate(**values), setup.max_output_chars)
+
+        answer = _answer(render, setup.timeout_s)
         write_frame(answers, answer)
 
 

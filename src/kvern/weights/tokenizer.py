@@ -195,7 +195,9 @@ def _spelling(decoder: dict[str, Any] | None, name: str) -> tuple[Any, bool]:
     if "Replace" in kinds or "ByteFallback" in kinds:
         strips = any(step.get("type") == "Strip" and step.get("start", 0) > 0 for step in steps)
         return "sentencepiece", strips
-    raise ModelFileError(f"{name}: unsupported decoder {kinds}; byte-level and SentencePiece-style ones are supported")
+    raise ModelFileError(
+        f"{name}: unsupported decoder {kinds}; byte-level and SentencePiece-style ones are supported"
+    )
 
 
 def _surroundings(library: Any) -> tuple[list[int], list[int]]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from kvern.core.errors import ModelFileError
 from kvern.weights.sentencepiece_bpe import SPACE_MARK, PieceSet, SentencePieceBpe
 from kvern.weights.token_table import TokenTable
@@ -63,9 +65,13 @@ class _Metadata:
         value = self._values.get(_PREFIX + key)
         if value is None:
             return []
-        items = value.tolist() if hasattr(value, "tolist") else value
+        items = value.tolist() if isinstance(value, np.ndarray) else value
         allowed = (int, float) if kind is float else kind
-        if not isinstance(items, Sequence) or isinstance(items, str) or not all(isinstance(i, allowed) for i in items):
+        if (
+            not isinstance(items, Sequence)
+            or isinstance(items, str)
+            or not all(isinstance(i, allowed) for i in items)
+        ):
             raise ModelFileError(f"{_PREFIX}{key} is not a list of {kind.__name__}")
         if size is not None and len(items) != size:
             raise ModelFileError(f"{_PREFIX}{key} has {len(items)} entries, expected {size}")
@@ -124,9 +130,7 @@ def _byte_level(header: _Metadata) -> Tokenizer:
 
     library.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in control])
     library.add_tokens([AddedToken(text, normalized=False, special=False) for text in user_defined])
-    table = TokenTable(
-        header.texts, "byte_level", frozenset(control.values()), frozenset(user_defined.values())
-    )
+    table = TokenTable(header.texts, "byte_level", frozenset(control.values()), frozenset(user_defined.values()))
     return _assemble(header, LibraryEncoder(library), table, adds_bos=family == "llama-bpe")
 
 

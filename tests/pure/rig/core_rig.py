@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from model_device import ModelDevice, expected
 
-from kvern.core.events import Arrived, Command, Delta, Emit, Event, Execute, Interrupt, Refuse, WakeAt
+from kvern.core.events import Arrived, Command, Delta, Emit, Event, Execute, Interrupt, Refuse
 from kvern.core.limits import EngineConfig
 from kvern.core.plan import Plan, Slice
 from kvern.core.request import Request, Sampling
@@ -42,7 +42,6 @@ class Rig:
     """Feeds events, keeps plans in flight until ``step`` is called, and checks what comes out."""
 
     def __init__(self, config: EngineConfig, policies: Policies) -> None:
-        self.config = config
         self.core = EngineCore(config, policies, cache_key=b"k")
         self.device = ModelDevice(config.pages, config.page_tokens, config.units)
         self.sink = ListSink()
@@ -53,14 +52,16 @@ class Rig:
         self.steps = [-1] * config.lanes
         self.now = 0.0
         self.requests: dict[int, Request] = {}
-        self.out: dict[int, list[int]] = {}
         self.finish: dict[int, str] = {}
         self.deltas: dict[int, list[Delta]] = {}
         self.refused: dict[int, Refuse] = {}
-        self.wakes: list[float] = []
-        self.plans = 0
         self._used: dict[tuple[int, int], dict[int, frozenset[int]]] = {}  # pages of each sequence in flight
         self._tables: dict[int, list[int]] = {}
+
+    @property
+    def out(self) -> dict[int, list[int]]:
+        """Tokens emitted, by request."""
+        return {key: [token for delta in deltas for token in delta.tokens] for key, deltas in self.deltas.items()}
 
     def handle(self, event: Event) -> list[Command]:
         commands = self.core.handle(event, self.now)
@@ -75,14 +76,11 @@ class Rig:
                 self.interrupted.add((command.lane, command.step))
             elif isinstance(command, Refuse):
                 self.refused[command.request] = command
-            elif isinstance(command, WakeAt):
-                self.wakes.append(command.at_s)
         self.core.audit()
         return commands
 
     def arrive(self, item: Request) -> list[Command]:
         self.requests[item.id] = item
-        self.out[item.id] = []
         self.deltas[item.id] = []
         return self.handle(Arrived(item))
 
@@ -91,8 +89,8 @@ class Rig:
     ) -> list[Command]:
         """Report the oldest plan of a lane."""
         plan = self._land(lane)
-        if (lane, plan.step) in self.doomed:  # what it reads was never computed; no executor could run it
-            return self.handle(self.device.fail(plan, "a plan before it failed", applied=True))
+        if (lane, plan.step) in self.doomed:  # what it reads was never computed
+            return self.handle(self.device.run_in_vain(plan))
         return self.handle(self.device.run(plan, stop_at=stop_at if plan.interruptible else None, faulty=faulty))
 
     def fail(self, lane: int = 0, *, applied: bool = True) -> list[Command]:
@@ -118,27 +116,27 @@ class Rig:
         """Everyone got an answer, the right one, and nothing is left behind."""
         stats = self.core.stats()
         assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
-        assert set(self.device.residents) <= set(self.core._ledger.device.leaving)  # unless the last plan failed: none
+        left = set(self.core._ledger.device.leaving)  # nobody, unless the last plan failed
+        assert set(self.device.residents) <= left
         for key, item in self.requests.items():
             if key in self.refused:
                 continue
             tokens, reason = expected(item)
             assert key in self.finish, f"request {key} never finished"
+            got = [token for delta in self.deltas[key] for token in delta.tokens]
             if self.finish[key] in ("abort", "error"):
-                assert self.out[key] == tokens[: len(self.out[key])]
+                assert got == tokens[: len(got)]
             else:
-                assert (self.out[key], self.finish[key]) == (tokens, reason)
+                assert (got, self.finish[key]) == (tokens, reason)
 
     def _delta(self, delta: Delta) -> None:
         assert delta.request not in self.finish, "a delta after the last one"
-        self.out[delta.request] += delta.tokens
         self.deltas[delta.request].append(delta)
         if delta.finish is not None:
             self.finish[delta.request] = delta.finish
 
     def _submit(self, plan: Plan) -> None:
-        self.plans += 1
-        config = self.config
+        config = self.core.config
         assert plan.step > self.steps[plan.lane]
         self.steps[plan.lane] = plan.step
         assert len(self.flights[plan.lane]) < config.depth

@@ -68,6 +68,17 @@ class ModelDevice:
                 self._apply(plan)
         return LaneFailed(plan.lane, plan.step, message)
 
+    def run_in_vain(self, plan: Plan) -> Stepped | LaneFailed:
+        """A plan whose input was never computed fails, or leaves garbage behind and says that all went well."""
+        failed = self.fail(plan, "a plan before it failed", applied=True)
+        if plan.step % 2:
+            return failed
+        for piece in plan.slices:
+            table = self.residents[piece.sequence].table if piece.sequence in self.residents else []
+            for position in range(piece.begin, min(piece.end, len(table) * self.page_tokens)):
+                self.kv[table[position // self.page_tokens], position % self.page_tokens] = (0, self.units)
+        return Stepped(StepReport(plan.step, plan.lane, (7,) * sum(piece.emits for piece in plan.slices)))
+
     def run(
         self, plan: Plan, *, stop_at: Callable[[Slice], int] | None = None, faulty: frozenset[int] = frozenset()
     ) -> Stepped:
@@ -84,7 +95,9 @@ class ModelDevice:
                 faults.append(Fault(piece.sequence, "made to fail"))
                 tokens += [-1] * piece.emits
                 continue
-            reached = piece.unit_end if stop_at is None else min(piece.unit_end, max(piece.unit_begin, stop_at(piece)))
+            reached = (
+                piece.unit_end if stop_at is None else min(piece.unit_end, max(piece.unit_begin, stop_at(piece)))
+            )
             self._compute(piece, reached)
             if reached < self.units:
                 tokens += [-1] * piece.emits
@@ -134,7 +147,9 @@ class ModelDevice:
         for position in range(piece.begin):
             where = (resident.table[position // self.page_tokens], position % self.page_tokens)
             found = self.kv.get(where)
-            assert found is not None and found[0] == self._history(resident, position + 1), f"{piece}: KV at {position}"
+            assert found is not None and found[0] == self._history(resident, position + 1), (
+                f"{piece}: KV at {position}"
+            )
             assert found[1] == self.units
         for position in range(piece.begin, piece.end):
             self.rows += 1

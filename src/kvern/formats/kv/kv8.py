@@ -1,4 +1,4 @@
-"""kv8: int8 with one float32 scale for each token, head, and key or value (``kvern.formats.activations.int8_row``)."""
+"""kv8: int8 with one float32 scale for each token, head, and key or value (``formats.activations.int8_row``)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def encode(values: Floats) -> Bytes:
     block = values.reshape(-1, 32)
     d = half_bytes(symmetric_step(block, 16))
     codes = (nearest(block, half(d, 0), -16, 15) + 16).astype(np.uint8)
-    return np.concatenate([d, pack_fifth_bits(codes), pack_nibbles(codes & 15)], axis=1)
+    return np.concatenate([d, pack_fifth_bits(codes), pack_nibbles(codes & np.uint8(15))], axis=1)
 
 
 FORMAT = WeightFormat("Q5_0", 32, 22, "int8 group 32", decode, encode)

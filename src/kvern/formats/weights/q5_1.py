@@ -31,7 +31,7 @@ def encode(values: Floats) -> Bytes:
     step, minimum = asymmetric_step(block, 31)
     d, m = half_bytes(step), half_bytes(minimum)
     codes = nearest(block - half(m, 0), half(d, 0), 0, 31).astype(np.uint8)
-    return np.concatenate([d, m, pack_fifth_bits(codes), pack_nibbles(codes & 15)], axis=1)
+    return np.concatenate([d, m, pack_fifth_bits(codes), pack_nibbles(codes & np.uint8(15))], axis=1)
 
 
 FORMAT = WeightFormat("Q5_1", 32, 24, "int8 group 32", decode, encode)

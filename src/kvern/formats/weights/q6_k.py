@@ -23,7 +23,8 @@ def decode(data: Bytes, columns: int) -> Floats:
     codes = (low | high << 4).view(np.int8).reshape(-1, 16, 16) - np.int8(32)
     scales = np.ascontiguousarray(block[:, 192:208]).view(np.int8).astype(np.float32)
     step = half(block, 208) * scales
-    return (step[:, :, None] * codes.astype(np.float32)).reshape(-1, 256)
+    values: Floats = step[:, :, None] * codes.astype(np.float32)
+    return values.reshape(-1, 256)
 
 
 def encode(values: Floats) -> Bytes:
@@ -32,8 +33,8 @@ def encode(values: Floats) -> Bytes:
     d = half_bytes(symmetric_step(steps, 128))
     unit = half(d, 0)
     scales = nearest(steps, unit, -128, 127)
-    codes = nearest(groups, (unit * scales)[:, :, None], -32, 31) + 32
-    codes = codes.astype(np.uint8).reshape(-1, 2, 4, 32)
+    signed = nearest(groups, (unit * scales)[:, :, None], -32, 31) + 32
+    codes = signed.astype(np.uint8).reshape(-1, 2, 4, 32)
     nibble_bytes = codes[:, :, :2] & 15 | (codes[:, :, 2:] & 15) << 4
     pairs = np.bitwise_or.reduce((codes >> 4) << _PAIR, axis=2)
     parts = [nibble_bytes.reshape(-1, 128), pairs.reshape(-1, 64), scales.astype(np.int8).view(np.uint8), d]

@@ -1,12 +1,19 @@
 """Sarathi-Serve's stall-free batching: one-token work first, then prompts in progress, then new ones.
 
-A budget of tokens per step bounds how long the first group waits for the others (Agrawal et al., OSDI 2024). The
-first of the queue that cannot enter ends the plan: nobody passes it.
+A budget of tokens per step bounds how long the first group waits for the others (Agrawal et al., OSDI 2024). An open
+span goes before all: it cannot shrink to the room that is left. The first of the queue that cannot enter ends the
+plan: nobody passes it.
 """
 
 from __future__ import annotations
 
-from kvern.core.views import Builder, Composing
+from kvern.core.views import Builder, Composing, SequenceView
+
+
+def _group(sequence: SequenceView) -> int:
+    if sequence.open is not None:
+        return 0
+    return 1 if sequence.work == 1 else 2
 
 
 def stall_free(budget: int | None = None) -> Composing:
@@ -15,14 +22,7 @@ def stall_free(budget: int | None = None) -> Composing:
     def compose(builder: Builder) -> None:
         left = builder.room if budget is None else min(budget, builder.room)
         floor = builder.room - left  # what stays unused of the room
-        longer = []
-        for sequence in builder.running():
-            if sequence.work == 1 and sequence.open is None:
-                if builder.room > floor:
-                    builder.offer(sequence, builder.room - floor)
-            else:
-                longer.append(sequence)
-        for sequence in longer:
+        for sequence in sorted(builder.running(), key=_group):
             if builder.room > floor:
                 builder.offer(sequence, builder.room - floor)
         if builder.room <= floor or len(builder.view.running()) >= builder.view.config.max_running:

@@ -15,7 +15,8 @@ def layered(work: int = 512) -> Slicing:
     def cut(sequence: SequenceView, room: int, view: View) -> tuple[int, int]:
         units, span = view.config.units, sequence.open
         begun = 0 if span is None else span.unit
-        tokens = min(sequence.work, room) if span is None else span.end - span.begin
+        beside = max(1, view.config.max_step_tokens - view.config.max_running)  # others' tokens are never held up
+        tokens = min(sequence.work, room, beside) if span is None else span.end - span.begin
         if tokens > room:
             return 0, units
         layers = max(1, units // 2)

@@ -1,0 +1,3 @@
+#include "bindings.h"
+
+NB_MODULE(_native_emulated, module) { kvern::register_linear(module); }

@@ -1,0 +1,1 @@
+"""The only place that names policies, formats, families and back ends."""

@@ -1,0 +1,1 @@
+"""The NumPy back end: slow, obvious, and the oracle for every kernel, format and model."""
