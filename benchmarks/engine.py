@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace, peer: Peer) -> tuple[list[Row], float, di
     )
     rows = [Row("start to first token", "s", ours, theirs, best=min)]
     with asyncio.Runner() as loop:
-        limits = {"max_num_seqs": max(BATCHES), "max_model_len": max(PREFILLS) + 64}
+        limits = {"max_running": max(BATCHES), "max_context": max(PREFILLS) + 64}
         llm = AsyncLLM(arguments.model, embed=False, threads=peer.threads, **limits)
         loop.run(llm.start())
         client = llm.client

@@ -17,7 +17,7 @@ constexpr int kTile = 6;  // vectors computed together: 6 x 2 AVX2 accumulators 
 #if defined(__AVX512F__)
 constexpr int kChains = 12;  // independent fma chains wanted, in F16
 #else
-constexpr int kChains = 6;
+constexpr int kChains = 4;  // more would spill accumulators with three vectors
 #endif
 
 // Part [first, last) of a block's 64 tokens that a vector attends to, and its softmax state.

@@ -43,7 +43,7 @@ def test_back_ends_agree_on_a_greedy_answer(kvern: Any, tiny_model: Path) -> Non
     """Both are run whole through the command; the first token is far from a tie on this model and seed."""
     flags = ("--prompt", "hello", "--temperature", 0, "-n", 1, "--ignore-eos", "--json", "--weight-format", "f32")
     answers = [
-        json.loads(kvern("generate", tiny_model, *flags, "--backend", name, "--kv-format", "f32").stdout)["token_ids"]
+        json.loads(kvern("generate", tiny_model, *flags, "--backend", name).stdout)["token_ids"]
         for name in ("cpu", "reference")
     ]
     assert answers[0] == answers[1]

@@ -114,9 +114,9 @@ def test_what_cannot_start_says_why_in_one_line(
 def test_too_little_memory_is_refused_with_the_value_that_fits(kvern: Any, serving: Any, tiny_model: Path) -> None:
     done = kvern("serve", tiny_model, "--port", 0, "--memory", "1MiB", "--threads", 1)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    fitting = re.findall(r"\d+(?:\.\d+)? ?[KMG]iB", done.stderr)
-    assert fitting, done.stderr
-    with serving(tiny_model, "--memory", fitting[-1].replace(" ", ""), "--threads", 1) as running:
+    fitting = re.search(r"\((\d+) bytes\) are enough", done.stderr)
+    assert fitting is not None, done.stderr
+    with serving(tiny_model, "--memory", fitting.group(1), "--threads", 1) as running:
         assert complete(running.url).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""An engine in a thread, spoken to through its socket: streams, refusals, aborts, crashes and what they leave behind."""
+"""An engine in a thread, spoken to through its socket: streams, refusals, aborts, and what they leave behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event log of real runs, replayed: the same events give the same commands. And operator interrupts as they happen."""
+"""The event log of real runs, replayed: the same events give the same commands. And a real operator interrupt."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ from safetensors_writer import safetensors_bytes
 
 from kvern.core.errors import ModelFileError
 from kvern.weights import gguf, safetensors
+from kvern.weights.mapped_file import TensorFile
 
 CASE_SECONDS = 5
 CASE_BYTES = 16 << 20  # allocated by one case; the files have a few kilobytes
@@ -44,6 +45,7 @@ INTERESTING = [0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 255, 256, 65535, (1 << 31) - 1, 
 TOKENS = [b"{", b"}", b"[", b"]", b'"', b":", b",", b"-", b"1e999", b"NaN", b"null", b"true", b"1.5", b"\\ud800",
           b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b"18446744073709551616", b"-1"]  # fmt: skip
 Case = Callable[[random.Random], bytes]
+Reader = Callable[[Path], TensorFile]
 VALUES = [7, -5, 0.5, True, "text", "é", "", ["a", "b"], [1, 2, 3], [True], [0.5], []]
 
 
@@ -77,13 +79,13 @@ def random_safetensors(draw: random.Random) -> bytes:
     return safetensors_bytes(tensors)
 
 
-def mutate(raw: bytes, donor: bytes, draw: random.Random) -> bytes:
+def mutate(kind: str, raw: bytes, donor: bytes, draw: random.Random) -> bytes:
     """One to six changes: numbers of the structure, bits, cuts, copies, pieces of another file."""
     data = bytearray(raw)
     for _ in range(draw.choice([1, 1, 1, 2, 3, 6])):
         if not data:
             break
-        draw.choice(CHANGES)(data, donor, draw)
+        draw.choice(CHANGES[kind])(data, donor, draw)
     return bytes(data)
 
 
@@ -156,17 +158,18 @@ def change_json(data: bytearray, _: bytes, draw: random.Random) -> None:
     data[: 8 + length] = len(raw).to_bytes(8, "little") + raw
 
 
-CHANGES = [change_number, change_number, change_number, change_json, flip_bit, cut, repeat, splice, insert_token]
-READERS: dict[str, tuple[Case, Callable[[Path], object]]] = {
+OF_BYTES = [flip_bit, cut, repeat, splice, insert_token]
+CHANGES = {"gguf": [change_number] * 6 + OF_BYTES, "safetensors": [change_json] * 8 + [change_number] + OF_BYTES}
+READERS: dict[str, tuple[Case, Reader]] = {
     "gguf": (random_gguf, gguf.read),
     "safetensors": (random_safetensors, safetensors.read),
 }
 
 
-def outcome(path: Path, read: Callable[[Path], object]) -> str:
+def outcome(path: Path, read: Reader) -> str:
     """Read one file and all of its tensors; "read", or the kind of error, without numbers and names in it."""
     try:
-        with read(path) as file:  # type: ignore[attr-defined]
+        with read(path) as file:
             for name, info in file.tensors.items():
                 data = file.data(name)
                 if data.size != info.nbytes:
@@ -207,7 +210,7 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> Counter[str]:
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < deadline:
             kind = draw.choice(list(READERS))
-            raw = mutate(READERS[kind][0](draw), READERS[kind][0](draw), draw)
+            raw = mutate(kind, READERS[kind][0](draw), READERS[kind][0](draw), draw)
             try:
                 found = f"{kind}: {run_case(kind, raw, Path(folder) / f'case.{kind}')}"
             except BaseException:

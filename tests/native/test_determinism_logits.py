@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from cpu_rig import Part, cpu_device, logits_of, random_table, random_tokens, run, same_bits, tiny_network
@@ -93,7 +95,7 @@ def test_slices_of_layers_equal_the_whole(family, weight_format, kv_format):
     whole = logits_of(device, tokens, [3, 9])
     device, hidden, other = cpu_device(network, kv_format), None, random_tokens(network, 5, seed=7)
     bounds = [0, 1, 3, device.units]
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in pairwise(bounds):
         # Another sequence runs whole beside the part that moves up the layers.
         outcome = run(device, Part(tokens, 0, [8, 4], begin, end, hidden), Part(other, 0, [6]))
         assert outcome.reached == [end, device.units]

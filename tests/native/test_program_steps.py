@@ -19,6 +19,7 @@ from cpu_rig import (
     same_bits,
     tiny_network,
 )
+
 from kvern.core.errors import ConfigError
 from kvern.kernels.reference.device import ReferenceDevice
 
@@ -36,7 +37,9 @@ def test_agrees_with_the_reference(family, kv_format):
     assert difference.max() < 0.3
 
 
-@pytest.mark.parametrize("weight_format", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "W8A8"])
+@pytest.mark.parametrize(
+    "weight_format", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "W8A8"]
+)
 def test_agrees_with_the_reference_in_every_format(weight_format):
     network = tiny_network("llama", weight_format)
     tokens, table = random_tokens(network, 40), random_table(0)
@@ -184,7 +187,9 @@ def test_more_rows_than_scratch_are_refused():
         run(device, Part([1, 2, 3, 4, 5], 0, [0]))
 
 
-@pytest.mark.parametrize("limits", [{"pages": 0}, {"pages": -1}, {"pages": 1 << 62}, {"max_rows": 0}, {"chunk_tokens": 100}])
+@pytest.mark.parametrize(
+    "limits", [{"pages": 0}, {"pages": -1}, {"pages": 1 << 62}, {"max_rows": 0}, {"chunk_tokens": 100}]
+)
 def test_impossible_limits_are_refused(limits):
     with pytest.raises(ConfigError):
         cpu_device(tiny_network("llama"), **limits)

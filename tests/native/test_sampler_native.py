@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from kvern import _native
 from kvern.kernels.cpu.sampler import CpuSampler
 from kvern.kernels.reference.sample import ReferenceSampler, philox

@@ -175,7 +175,9 @@ def test_fields_without_effect_are_accepted(client: Any) -> None:
         ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs"),
     ],
 )
-def test_fields_that_would_change_the_meaning_are_refused_by_name(client: Any, given: dict[str, Any], field: str) -> None:
+def test_fields_that_would_change_the_meaning_are_refused_by_name(
+    client: Any, given: dict[str, Any], field: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="demo", messages=USER, extra_body=given)
     assert caught.value.body["param"] == field
@@ -188,7 +190,7 @@ def test_fields_that_would_change_the_meaning_are_refused_by_name(client: Any, g
         ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].tool_call_id"),
         ({"role": "wizard", "content": "x"}, "messages[0].role"),
         ({"role": "user"}, "messages[0].content"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}, "messages[0].content[0].type"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0].type"),
         ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[0].content[0]"),
         ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
     ],

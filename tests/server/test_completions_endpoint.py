@@ -87,7 +87,9 @@ def test_stop_token_ids_end_the_answer_and_stay_hidden(client: Any, server: Any)
 
 
 def test_min_tokens_and_ignore_eos_reach_the_engine(client: Any, server: Any) -> None:
-    client.completions.create(model="demo", prompt="x", max_tokens=5, extra_body={"min_tokens": 3, "ignore_eos": True})
+    client.completions.create(
+        model="demo", prompt="x", max_tokens=5, extra_body={"min_tokens": 3, "ignore_eos": True}
+    )
     sampling = server.engine.requests[-1].sampling
     assert sampling.min_tokens == 3
     assert sampling.stop_token_ids == ()

@@ -95,7 +95,9 @@ def test_echo_scores_the_prompt_as_generation_does(client: Any) -> None:
     chosen = [max(top, key=top.get) for top in made.choices[0].logprobs.top_logprobs]
     ids = httpx.post(str(client.base_url).replace("/v1/", "/tokenize"), json={"prompt": "x"}).json()
     assert ids["count"] >= 1
-    scored = client.completions.create(model="tiny", prompt=prompt, max_tokens=1, echo=True, temperature=0, logprobs=1)
+    scored = client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=1, echo=True, temperature=0, logprobs=1
+    )
     assert len(scored.choices[0].logprobs.token_logprobs) == len(prompt) + 1
     assert scored.choices[0].logprobs.token_logprobs[0] is None
     assert scored.choices[0].logprobs.token_logprobs[-1] == made.choices[0].logprobs.token_logprobs[0]
@@ -177,7 +179,7 @@ OUT_OF_BOUNDS: list[tuple[str, str, Any, str]] = [
         ("temperature", -0.1, "0"), ("temperature", 1e9, "100"), ("top_p", 0, "0"), ("top_p", 1.01, "1"),
         ("top_k", -2, "-1"), ("top_k", BIG, ""), ("min_p", 1.5, "1"), ("min_p", -1, "0"),
         ("presence_penalty", 2.1, "2"), ("frequency_penalty", -2.1, "-2"), ("repetition_penalty", 0, "0"),
-        ("repetition_penalty", 11, "10"), ("n", 0, "1"), ("n", LIMITS.n + 1, str(LIMITS.n)), ("n", 10**9, str(LIMITS.n)),
+        ("repetition_penalty", 11, "10"), ("n", 0, "1"), ("n", LIMITS.n + 1, "16"), ("n", 10**9, "16"),
         ("n", BIG, ""), ("seed", 2**65, ""), ("seed", -(2**64), ""), ("max_tokens", -1, "1"),
         ("max_tokens", CONTEXT + 1, str(CONTEXT)), ("max_tokens", 10**12, ""), ("min_tokens", -1, "0"),
         ("min_tokens", 2, "1"), ("stop", [""], "1"), ("stop", ["x"] * 17, "16"), ("stop", "x" * 5000, "1024"),
@@ -222,11 +224,8 @@ def _check(answer: httpx.Response, fields: tuple[str, ...], holds: str, shown: o
     assert 400 <= answer.status_code < 500, (shown, answer.text[:300])
     detail = answer.json()["error"]
     said = f"{detail['param']} {detail['message']}"
-    assert detail["param"] is None or detail["param"].startswith(fields), (shown, detail)
-    if detail["param"] is None:  # not even JSON: the reader stops before it knows the field
-        assert detail["code"] == "invalid_json", (shown, detail)
-    else:
-        assert holds in said, (shown, detail)
+    assert (detail["param"] or "").startswith(fields), (shown, detail)
+    assert holds in said, (shown, detail)
 
 
 def test_bad_values_are_refused_by_name_while_healthy_streams_run_on(server: Any) -> None:
@@ -249,26 +248,32 @@ SHAPES = {
 }
 
 
+def _values(kind: Any) -> list[Any]:
+    """All for a typed field; a few for one that takes any type (to be ignored, or refused whatever it is)."""
+    return WRONG_TYPES[3:7] if kind in (Any, msgspec.Raw) else WRONG_TYPES
+
+
+@pytest.mark.slow
 def test_every_field_survives_every_type_while_healthy_streams_run_on(server: Any) -> None:
-    """Nothing may answer 5xx, and a refusal names the field. Some values are valid for some fields: those may pass."""
+    """Nothing may answer 5xx, and a refusal names the field. Some values suit some fields: those may pass."""
     refused = 0
     with HealthyStreams(server.url) as healthy, httpx.Client(base_url=server.url, timeout=60) as http:
         for path, (shape, body) in SHAPES.items():
             for item in msgspec.structs.fields(shape):
-                for value in WRONG_TYPES:
+                for value in _values(item.type):
                     answer = _post(http, path, {**body, item.encode_name: value})
                     if answer.status_code != 200:
                         refused += 1
                         same = ("prompt", "messages") if path == "/tokenize" else ()
                         _check(answer, (item.encode_name, *same), "", (path, item.name, value))
         for item in msgspec.structs.fields(ChatMessage):
-            for value in WRONG_TYPES:
+            for value in _values(item.type):
                 message = {"role": "user", "content": "x", item.encode_name: value}
                 answer = _post(http, "/v1/chat/completions", {**CHAT, "messages": [message]})
                 if answer.status_code != 200:
                     refused += 1
                     _check(answer, ("messages[0].", "messages"), "", (item.name, value))
-    assert refused > 400
+    assert refused > 300
     assert healthy.wrong == []
     assert settled(server).pages_used == 0
 

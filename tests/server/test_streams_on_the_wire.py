@@ -42,7 +42,9 @@ def test_golden_transcripts(server: Any, name: str) -> None:
     seen = re.sub(r'"system_fingerprint":"kvern-[^"]*"', '"system_fingerprint":"FINGERPRINT"', seen)
     if "two_choices" in name:  # choices run side by side; only each one's own order is fixed
         events = seen.split("\n\n")
-        seen = "\n\n".join(sorted(events[:-2], key=lambda event: json.loads(event[6:])["choices"][0]["index"]) + events[-2:])
+        seen = "\n\n".join(
+            sorted(events[:-2], key=lambda event: json.loads(event[6:])["choices"][0]["index"]) + events[-2:]
+        )
     file = GOLDEN / f"{name}.txt"
     if not file.exists():
         file.write_text(seen, encoding="utf-8")
@@ -74,13 +76,18 @@ def test_a_client_that_leaves_a_stream_is_freed(server: Any) -> None:
     server.wait_until(lambda: not server.engine.live)
 
 
+def _head(size: int) -> bytes:
+    """Of a POST whose body has ``size`` bytes."""
+    lines = ("POST /v1/completions HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {size}")
+    return "\r\n".join((*lines, "", "")).encode()
+
+
 def test_a_client_that_leaves_before_the_first_token_is_freed(server: Any) -> None:
     """Also without streaming: the connection is watched while the engine works."""
     for stream in (False, True):
         connection = socket.create_connection(("127.0.0.1", server.port))
         body = json.dumps({"model": "demo", "prompt": "slow now", "stream": stream, "max_tokens": 9}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        connection.sendall(_head(len(body)) + body)
         server.wait_until(lambda: len(server.engine.live) == 1)
         connection.close()
         server.wait_until(lambda: not server.engine.live)
@@ -89,9 +96,7 @@ def test_a_client_that_leaves_before_the_first_token_is_freed(server: Any) -> No
 def test_a_client_that_leaves_inside_its_body_is_forgotten(server: Any) -> None:
     before = len(server.engine.requests)
     connection = socket.create_connection(("127.0.0.1", server.port))
-    connection.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{"
-    )
+    connection.sendall(_head(500) + b"{")
     connection.close()
     assert httpx.get(server.url + "/livez").status_code == 200
     assert len(server.engine.requests) == before
@@ -100,11 +105,10 @@ def test_a_client_that_leaves_inside_its_body_is_forgotten(server: Any) -> None:
 def test_a_reader_that_never_reads_does_not_block_others(server: Any) -> None:
     lazy = socket.create_connection(("127.0.0.1", server.port))
     lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-    body = json.dumps({"model": "demo", "prompt": "x" * 9, "stream": True, "max_tokens": 500, "logprobs": 20}).encode()
-    lazy.sendall(
-        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        "\r\n\r\n".encode() + body
-    )
+    body = json.dumps(
+        {"model": "demo", "prompt": "x" * 9, "stream": True, "max_tokens": 500, "logprobs": 20}
+    ).encode()
+    lazy.sendall(_head(len(body)) + body)
     answer = httpx.post(server.url + "/v1/completions", json={"model": "demo", "prompt": "fine", "max_tokens": 4})
     assert answer.json()["choices"][0]["text"] == "fine"
     lazy.close()

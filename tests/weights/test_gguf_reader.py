@@ -121,7 +121,7 @@ def described(name: str, shape: tuple[int, ...], kind: int, offset: int) -> byte
         (header(0, 1) + text("k") + struct.pack("<IIQ", 9, 99, 1), "unknown type 99"),
         (header(0, 1) + text("k") + struct.pack("<IIQ", 9, 4, 1 << 61) + bytes(99), "elements in key 'k'"),
         (header(0, 1) + text("k") + struct.pack("<IIQ", 9, 8, 99) + bytes(64), "more than fit"),
-        (header(0, 1) + text("k") + struct.pack("<IIQQ", 9, 8, 2, 50) + bytes(64), "ends within key 'k'"),
+        (header(0, 1) + text("k") + struct.pack("<IIQQ", 9, 8, 2, 500) + bytes(64), "ends within key 'k'"),
         (header(0, 1) + text("k") + struct.pack("<IIQIQIQ", 9, 9, 1, 9, 1, 9, 0), "nested"),
         (header(0, 1) + text("k") + struct.pack("<IB", 7, 2), "neither 0 nor 1"),
         (header(0, 1) + struct.pack("<Q", 1) + b"\xff" + bytes(9), "UTF-8"),
@@ -208,12 +208,12 @@ def test_a_folder_with_two_models_asks_for_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
-def test_real_files_are_read_as_the_gguf_package_reads_them(name: str) -> None:
+@pytest.mark.slow
+def test_a_real_file_is_read_as_the_gguf_package_reads_it() -> None:
     peer = pytest.importorskip("gguf", reason="the gguf package is not installed")
-    path = hub.cached(name)
+    path = hub.cached("smollm2")
     if path is None:
-        pytest.skip(f"{name} is not in the model cache; `kvern pull {name}` fetches it")
+        pytest.skip("smollm2 is not in the model cache; `kvern pull smollm2` fetches it")
     theirs = peer.GGUFReader(path)
     with gguf.read(path) as file:
         for tensor in theirs.tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 from kvern.assembly.model import LoadedModel
 from kvern.kernels.ops import Weight
@@ -45,5 +46,5 @@ def watched(model: LoadedModel, report: Report) -> LoadedModel:
 
 def _layer(layer: LayerWeights, count: _Count) -> LayerWeights:
     found = {item.name: getattr(layer, item.name) for item in fields(LayerWeights)}
-    changed = {name: count.watch(value) for name, value in found.items() if isinstance(value, Weight)}
+    changed: dict[str, Any] = {n: count.watch(value) for n, value in found.items() if isinstance(value, Weight)}
     return replace(layer, **changed)

@@ -10,8 +10,11 @@ def make_sampler(backend: str, device: Device) -> Sampler:
     """``device`` is the one whose logits are sampled: its threads do the work."""
     kernel: SampleKernel
     if backend == "cpu":
-        from kvern.kernels.cpu.sampler import CpuSampler  # the native library is loaded only where it is used
+        # The native library is loaded only where it is used.
+        from kvern.kernels.cpu.device import CpuDevice
+        from kvern.kernels.cpu.sampler import CpuSampler
 
+        assert isinstance(device, CpuDevice)
         kernel = CpuSampler(device.pool)
     else:
         from kvern.kernels.reference.sample import ReferenceSampler

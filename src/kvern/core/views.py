@@ -154,7 +154,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Admission:
-    """May a waiting sequence enter now? The number of tokens to hold pages for at once, or None: not now."""
+    """May a waiting sequence enter now? The number of tokens to hold pages for at once, or None: not now.
+
+    Under a steady composing policy it is asked again when anything but new tokens happened, not by the clock.
+    """
 
     name: str
     admit: Callable[[SequenceView, View], int | None]

@@ -8,17 +8,17 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from kvern.core import errors
 from kvern.core.errors import EngineDead, InvalidRequest, KvernError, Overloaded
 from kvern.core.events import Delta, Refuse
 from kvern.core.ports import EngineInfo, EngineStats
 from kvern.core.request import Request
 from kvern.engine import wire
 from kvern.engine.in_flight import InFlight, new_file
-from kvern.engine.launch import Launch, RunningEngine
+from kvern.engine.launch import Launch
+from kvern.engine.link import EngineLink, Progress
 from kvern.engine.live_requests import LiveRequest
 
 logger = logging.getLogger("kvern.engine")
@@ -35,6 +35,7 @@ class ClientLimits:
     backoff_s: float = 0.1  # before the first restart of a window; doubles up to ``backoff_limit_s``
     backoff_limit_s: float = 5.0
     stats_wait_s: float = 2.0
+    close_s: float = 10.0  # a step in flight may take so long when the engine is told to stop
 
 
 class SocketEngineClient:
@@ -45,30 +46,20 @@ class SocketEngineClient:
     """
 
     def __init__(
-        self,
-        launch: Launch,
-        *,
-        limits: ClientLimits | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, launch: Launch, *, limits: ClientLimits | None = None, progress: Progress | None = None
     ) -> None:
-        self._launch, self._limits = launch, limits or ClientLimits()
-        self._progress = progress
+        self._limits = limits or ClientLimits()
+        self._link = EngineLink(launch, progress)
         self._live: dict[int, LiveRequest] = {}
-        self._engine: RunningEngine | None = None
         self._in_flight_file = -1
         self._in_flight: InFlight | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._serving = False  # the engine that ``_writer`` leads to is ready
-        self._reader: asyncio.StreamReader | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._info: EngineInfo | None = None
+        self._ready: wire.Ready | None = None
         self._stats = EngineStats()
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
         self._heard = 0.0
-        self._dead: EngineDead | None = None
-        self._closing = False
-        self._restarts: deque[float] = deque()
-        self.memory_plan = ""
+        self._over: EngineDead | None = None
+        self._recent_restarts: deque[float] = deque()
         self.restarts = 0  # since start
 
     # -- the EngineClient interface --------------------------------------------------------------------------------
@@ -76,36 +67,42 @@ class SocketEngineClient:
     @property
     def info(self) -> EngineInfo:
         """Raises EngineDead before ``start``."""
-        if self._info is None:
+        if self._ready is None:
             raise EngineDead("the engine has not been started")
-        return self._info
+        return self._ready.info
+
+    @property
+    def memory_plan(self) -> str:
+        """As printed; empty before ``start``."""
+        return "" if self._ready is None else self._ready.plan
 
     @property
     def pid(self) -> int | None:
         """Process id of the engine that runs now; None for an embedded one."""
-        return self._engine.pid if self._engine is not None else None
+        return self._link.pid
 
     async def start(self) -> None:
         """Bring the engine up and wait until it is ready. Raises what it failed with."""
         self._in_flight_file = new_file()
         self._in_flight = InFlight(self._in_flight_file)
         try:
-            await self._bring_up()
+            self._ready = await self._link.bring_up(self._in_flight_file)
         except BaseException:
-            await self._take_down()
+            await self._link.take_down()
             self._release()
             raise
+        self._heard = time.monotonic()
         self._supervisor = asyncio.create_task(self._supervise(), name="kvern-engine-supervisor")
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Submit and yield deltas; closing the iterator early aborts the request.
 
         Raises InvalidRequest (refused), Overloaded, EngineDead.
         """
-        if self._dead is not None:
-            raise self._dead
-        if self._supervisor is None or self._closing:
-            raise EngineDead("the engine is not running")
+        if self._over is not None:
+            raise self._over
+        if self._supervisor is None:
+            raise EngineDead("the engine has not been started")
         live = LiveRequest(request)
         self._live[request.id] = live
         try:
@@ -118,74 +115,41 @@ class SocketEngineClient:
         finally:
             del self._live[request.id]
             if live.submitted and not live.over:
-                self._send(wire.Abort(request.id, "the client left"))
+                self._link.send(wire.Abort(request.id, "the client left"))
             self._release_suspects()
 
     async def stats(self) -> EngineStats:
         """The engine's counts, fresh if it answers soon, else the last ones heard."""
-        if not self._serving:
+        if not self._link.serving:
             return self._stats
         waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
-        self._send(wire.StatsWanted())
+        self._link.send(wire.StatsWanted())
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(waiter, self._limits.stats_wait_s)
         return self._stats
 
     def alive(self) -> bool:
         """The engine loop has finished a step or a heartbeat lately."""
-        if not self._serving:
+        if not self._link.serving:
             return False
         silent = time.monotonic() - self._heard
         return silent < self._limits.heartbeat_s and self._stats.last_step_age_s + silent < self._limits.step_s
 
     async def close(self) -> None:
         """Stop the engine; open streams raise EngineDead."""
-        self._closing = True
-        self._send(wire.Shutdown())
-        self._fail_all(EngineDead("the engine was closed"))
+        self._over = self._over or EngineDead("the engine was closed")
+        self._link.send(wire.Shutdown())
+        self._fail_all(self._over)
         if self._supervisor is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._supervisor), 5.0)
+                await asyncio.wait_for(asyncio.shield(self._supervisor), self._limits.close_s)
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
-        await self._take_down()
+        await self._link.take_down()
         self._release()
-
-    # -- bringing an engine up and down --------------------------------------------------------------------------
-
-    async def _bring_up(self) -> None:
-        self._engine = await asyncio.to_thread(self._launch, self._in_flight_file)
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._engine.connection, limit=1 << 20)
-        while True:
-            message = await self._read()
-            match message:
-                case wire.Progress(done, total):
-                    if self._progress is not None:
-                        self._progress(done, total)
-                case wire.Ready(info, plan):
-                    self._info, self.memory_plan, self._serving = info, plan, True
-                    self._heard = time.monotonic()
-                    return
-                case wire.Failed(name, text):
-                    raise _known_error(name, text)
-                case None:
-                    raise EngineDead(f"the engine ended while it was loading ({await self._take_down()})")
-                case _:
-                    self._hear(message)
-
-    async def _take_down(self) -> str:
-        """Close the connection and wait for the engine's end, which it describes."""
-        self._serving = False
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
-        self._writer = self._reader = None
-        engine, self._engine = self._engine, None
-        return await asyncio.to_thread(engine.end) if engine is not None else ""
 
     def _release(self) -> None:
         if self._in_flight is not None:
@@ -193,54 +157,51 @@ class SocketEngineClient:
             os.close(self._in_flight_file)
             self._in_flight = None
 
+    # -- the supervisor ----------------------------------------------------------------------------------------------
+
     async def _supervise(self) -> None:
         """Read what the engine says; when it dies, bring it back, until it has died too often."""
-        while not self._closing:
+        while True:
             await self._listen()
-            how = await self._take_down()
-            if self._closing:
+            how = await self._link.take_down()
+            if self._over is not None:
                 return
             logger.error("the engine died: %s", how)
             self._count_crash()
             try:
                 await self._restart()
             except KvernError as error:
-                self._dead = EngineDead(str(error))
-                logger.exception("the engine cannot be brought back")
-                self._fail_all(self._dead)
+                self._over = EngineDead(str(error))
+                logger.error("the engine cannot be brought back: %s", error)
+                self._fail_all(self._over)
                 return
             self._resubmit()
 
     async def _restart(self) -> None:
+        limits, recent = self._limits, self._recent_restarts
         while True:
             now = time.monotonic()
-            while self._restarts and now - self._restarts[0] > self._limits.window_s:
-                self._restarts.popleft()
-            if len(self._restarts) >= self._limits.restarts:
-                raise EngineDead(f"the engine died {len(self._restarts) + 1} times in {self._limits.window_s:.0f} s")
-            await asyncio.sleep(min(self._limits.backoff_limit_s, self._limits.backoff_s * 2 ** len(self._restarts)))
-            self._restarts.append(now)
+            while recent and now - recent[0] > limits.window_s:
+                recent.popleft()
+            if len(recent) >= limits.restarts:
+                raise EngineDead(f"the engine died {len(recent) + 1} times in {limits.window_s:.0f} s")
+            await asyncio.sleep(min(limits.backoff_limit_s, limits.backoff_s * 2 ** len(recent)))
+            if self._over is not None:
+                raise self._over
+            recent.append(now)
             self.restarts += 1
             try:
-                return await self._bring_up()
+                self._ready = await self._link.bring_up(self._in_flight_file)
             except (KvernError, OSError) as error:
                 logger.warning("the engine did not come back: %s", error)
-                await self._take_down()
-
-    # -- reading ---------------------------------------------------------------------------------------------------
-
-    async def _read(self) -> wire.Message | None:
-        """The next message; None at the end of the connection."""
-        assert self._reader is not None
-        try:
-            kind, length = wire.read_header(await self._reader.readexactly(wire.HEADER.size))
-            return wire.decode(kind, await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+                await self._link.take_down()
+            else:
+                self._heard = time.monotonic()
+                return
 
     async def _listen(self) -> None:
         try:
-            while (message := await self._read()) is not None:
+            while (message := await self._link.read()) is not None:
                 self._heard = time.monotonic()
                 self._hear(message)
         except wire.WireError:
@@ -267,17 +228,14 @@ class SocketEngineClient:
             case wire.Log(level, text):
                 logger.log(logging.getLevelNamesMapping().get(level, logging.INFO), "%s", text)
 
-    # -- writing ---------------------------------------------------------------------------------------------------
-
-    def _send(self, message: wire.Message) -> None:
-        if self._serving and self._writer is not None and not self._writer.is_closing():
-            self._writer.write(wire.encode(message))
+    # -- requests ----------------------------------------------------------------------------------------------------
 
     def _submit(self, live: LiveRequest) -> None:
-        if not self._serving:
-            return  # the engine is being restarted; ``_resubmit`` follows
+        """Hand a request to the engine; while one is being restarted it waits for ``_resubmit``."""
+        if not self._link.serving:
+            return
         try:
-            self._send(wire.Submit(live.to_submit()))
+            self._link.send(wire.Submit(live.to_submit()))
             live.submitted = True
         except wire.WireError as error:
             live.fail(InvalidRequest(str(error), field="prompt", code="too_large"))
@@ -285,8 +243,6 @@ class SocketEngineClient:
     def _fail_all(self, error: KvernError) -> None:
         for live in self._live.values():
             live.fail(error)
-
-    # -- after a crash ---------------------------------------------------------------------------------------------
 
     def _count_crash(self) -> None:
         assert self._in_flight is not None
@@ -303,17 +259,9 @@ class SocketEngineClient:
 
     def _release_suspects(self) -> None:
         """Of requests in the plan each time the engine died, one at a time runs: so the guilty one shows."""
-        suspects = [live for live in self._live.values() if live.suspect and not live.cleared()]
+        suspects = [live for live in self._live.values() if live.suspect and not live.over and not live.cleared()]
         if suspects and not any(live.submitted for live in suspects):
             self._submit(suspects[0])
-
-
-def _known_error(name: str, text: str) -> KvernError:
-    """The error class of the engine's process, here; EngineDead for one that has no name here."""
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, KvernError) and kind not in (InvalidRequest, Overloaded):
-        return kind(text)
-    return EngineDead(f"the engine could not start: {name}: {text}")
 
 
 def _refusal_error(refusal: Refuse) -> KvernError:

@@ -163,5 +163,5 @@ class LaneExecutor:
     def _wants_prompt(self, piece: Slice) -> bool:
         slot = self._batch.slot_of[piece.sequence]
         reads = piece.begin < self._batch.prompt[slot] - 1 or self._batch.prompt[slot] == 1
-        wanted = self._batch.sampling.prompt_logprobs[slot] >= 0
+        wanted = self._batch.sampling.rows["prompt_logprobs"][slot] >= 0
         return bool(wanted and piece.unit_end == self._device.units and reads)

@@ -113,8 +113,8 @@ class PlanRun:
             kept = tokens >= 0
             index, slots, logits, tokens = index[kept], slots[kept], logits[kept], tokens[kept]
         sequences = [layout.slices[i].sequence for i in index.tolist()]
-        for row in np.flatnonzero(state.sampling.logprobs[slots] >= 0).tolist():
-            top = int(state.sampling.logprobs[slots[row]])
+        for row in np.flatnonzero(state.sampling.rows["logprobs"][slots] >= 0).tolist():
+            top = int(state.sampling.rows["logprobs"][slots[row]])
             (scored,) = self._sampler.score(logits[row : row + 1], tokens[row : row + 1], top)
             self._logprobs.append((sequences[row], scored))
         state.append(slots, tokens)
@@ -125,8 +125,8 @@ class PlanRun:
         state = self._batch
         generated = state.known[slots] - state.prompt[slots]
         stopped = (state.sampling.stops[slots] == tokens[:, None]).any(axis=1)
-        stopped &= generated > state.sampling.min_tokens[slots]
-        full = (generated >= state.sampling.max_tokens[slots]) | (state.known[slots] >= state.context)
+        stopped &= generated > state.sampling.rows["min_tokens"][slots]
+        full = (generated >= state.sampling.rows["max_tokens"][slots]) | (state.known[slots] >= state.context)
         for row in np.flatnonzero(stopped | full).tolist():
             reason, stop_token = ("stop", int(tokens[row])) if stopped[row] else ("length", None)
             self._finished.append(Finish(sequences[row], reason, stop_token))
@@ -135,7 +135,7 @@ class PlanRun:
     def _score_prompt(self, layout: Layout, logits: NDArray[np.float32]) -> None:
         """Log-probabilities of the prompt tokens after each row; ``layout`` holds one slice."""
         piece, slot = layout.slices[0], int(layout.slots[0])
-        top = int(self._batch.sampling.prompt_logprobs[slot])
+        top = int(self._batch.sampling.rows["prompt_logprobs"][slot])
         last = min(piece.end, int(self._batch.prompt[slot]) - 1)
         following = self._batch.tokens[slot, piece.begin + 1 : last + 1]
         if not len(following):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,19 +16,21 @@ OFF = -1
 _NO_IDS = np.zeros(0, np.int32)
 _NO_VALUES = np.zeros(0, np.float32)
 
+ROW = np.dtype([
+    ("temperature", np.float32), ("top_p", np.float32), ("min_p", np.float32), ("top_k", np.int32),
+    ("repetition_penalty", np.float32), ("presence_penalty", np.float32), ("frequency_penalty", np.float32),
+    ("seed", np.uint64), ("choice", np.uint32),
+    ("max_tokens", np.int32), ("min_tokens", np.int32),
+    ("logprobs", np.int32), ("prompt_logprobs", np.int32),  # OFF, or how many of the most likely
+    ("plain", np.bool_),  # greedy over the model's own logits
+])  # fmt: skip
+
 
 class SamplingTable:
     """Parameters of all slots. What only some requests have (bias, allowed ids) is kept by slot beside them."""
 
     def __init__(self, slots: int) -> None:
-        floats = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
-        self.temperature, self.top_p, self.min_p, self.repetition, self.presence, self.frequency = (
-            np.zeros(slots, np.float32) for _ in floats
-        )
-        self.top_k, self.max_tokens, self.min_tokens = (np.zeros(slots, np.int32) for _ in range(3))
-        self.seed, self.choice = np.zeros(slots, np.uint64), np.zeros(slots, np.uint32)
-        self.logprobs, self.prompt_logprobs = np.full(slots, OFF, np.int32), np.full(slots, OFF, np.int32)
-        self.plain = np.zeros(slots, np.bool_)  # greedy over the model's own logits
+        self.rows = np.zeros(slots, ROW)
         self.stops = np.full((slots, 4), OFF, np.int32)  # padded with -1, which is no token
         self.bias: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
         self.allowed: dict[int, NDArray[np.int32]] = {}
@@ -36,14 +39,22 @@ class SamplingTable:
     def set(self, slot: int, sampling: Sampling) -> None:
         """Take over the parameters of a sequence that starts."""
         self.clear(slot)
-        self.temperature[slot], self.top_p[slot] = sampling.temperature, sampling.top_p
-        self.min_p[slot], self.top_k[slot] = sampling.min_p, sampling.top_k
-        self.repetition[slot], self.presence[slot] = sampling.repetition_penalty, sampling.presence_penalty
-        self.frequency[slot] = sampling.frequency_penalty
-        self.max_tokens[slot], self.min_tokens[slot] = sampling.max_tokens, sampling.min_tokens
-        self.seed[slot], self.choice[slot] = sampling.seed & 0xFFFF_FFFF_FFFF_FFFF, sampling.choice
-        self.logprobs[slot] = OFF if sampling.logprobs is None else sampling.logprobs
-        self.prompt_logprobs[slot] = OFF if sampling.prompt_logprobs is None else sampling.prompt_logprobs
+        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        masks = sampling.logit_bias or sampling.allowed_token_ids or sampling.min_tokens
+        self.rows[slot] = (
+            sampling.temperature,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.top_k,
+            *penalties,
+            sampling.seed & 0xFFFF_FFFF_FFFF_FFFF,
+            sampling.choice,
+            sampling.max_tokens,
+            sampling.min_tokens,
+            OFF if sampling.logprobs is None else sampling.logprobs,
+            OFF if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
+            sampling.temperature < GREEDY_BELOW and penalties == (1.0, 0.0, 0.0) and not masks,
+        )
         self._set_stops(slot, sampling.stop_token_ids)
         if sampling.logit_bias:
             ids, values = zip(*sampling.logit_bias, strict=True)
@@ -52,12 +63,6 @@ class SamplingTable:
             self.allowed[slot] = np.array(sampling.allowed_token_ids, np.int32)
         if sampling.prompt_logprobs is not None:
             self._prompt_wanted.add(slot)
-        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-        self.plain[slot] = (
-            sampling.temperature < GREEDY_BELOW
-            and penalties == (1.0, 0.0, 0.0)
-            and not (sampling.logit_bias or sampling.allowed_token_ids or sampling.min_tokens)
-        )
 
     def clear(self, slot: int) -> None:
         """A sequence left its slot."""
@@ -70,57 +75,23 @@ class SamplingTable:
 
     def banned(self, slot: int, generated: int) -> NDArray[np.int32]:
         """Ids that may not come yet: the stop ids, until ``min_tokens`` tokens are there."""
-        if generated >= self.min_tokens[slot]:
+        if generated >= self.rows["min_tokens"][slot]:
             return _NO_IDS
         stops = self.stops[slot]
         return np.ascontiguousarray(stops[stops >= 0])
 
     def grow(self, slots: int) -> None:
-        for name, before in list(vars(self).items()):
-            if isinstance(before, np.ndarray):
-                after = np.zeros((slots, *before.shape[1:]), before.dtype)
-                after[: len(before)] = before
-                setattr(self, name, after)
+        """Room for so many slots; those there keep what they have."""
+        more = slots - len(self.rows)
+        self.rows = np.concatenate([self.rows, np.zeros(more, ROW)])
+        self.stops = np.concatenate([self.stops, np.full((more, self.stops.shape[1]), OFF, np.int32)])
 
     def _set_stops(self, slot: int, stops: tuple[int, ...]) -> None:
-        if len(stops) > self.stops.shape[1]:
-            wider = np.full((len(self.stops), len(stops)), OFF, np.int32)
-            wider[:, : self.stops.shape[1]] = self.stops
-            self.stops = wider
+        missing = len(stops) - self.stops.shape[1]
+        if missing > 0:
+            self.stops = np.pad(self.stops, ((0, 0), (0, missing)), constant_values=OFF)
         self.stops[slot] = OFF
         self.stops[slot, : len(stops)] = stops
-
-
-class SampleRows:
-    """Parameters of E rows, gathered for a back end: ``kvern.kernels.sampling.SampleParameters``."""
-
-    def __init__(self, table: SamplingTable, slots: NDArray[np.int64], state: TokenState) -> None:
-        self.temperature, self.top_p, self.min_p = table.temperature[slots], table.top_p[slots], table.min_p[slots]
-        self.repetition_penalty, self.presence_penalty = table.repetition[slots], table.presence[slots]
-        self.frequency_penalty, self.top_k = table.frequency[slots], table.top_k[slots]
-        self.seed, self.choice = table.seed[slots], table.choice[slots]
-        self.prompt_tokens, self.position = state.prompt[slots], state.known[slots]
-        each, known = slots.tolist(), self.position.tolist()
-        penalised = (self.repetition_penalty != 1) | (self.presence_penalty != 0) | (self.frequency_penalty != 0)
-        histories = [
-            state.tokens[slot, :count] if wanted else _NO_IDS
-            for slot, count, wanted in zip(each, known, penalised.tolist(), strict=True)
-        ]
-        self.history_ids, self.history_begin = _flat(histories)
-        generated = (self.position - self.prompt_tokens).tolist()
-        banned = [table.banned(slot, count) for slot, count in zip(each, generated, strict=True)]
-        self.banned_ids, self.banned_begin = _flat(banned)
-        self.allowed_ids, self.allowed_begin = _flat([table.allowed.get(slot, _NO_IDS) for slot in each])
-        biases = [table.bias.get(slot, (_NO_IDS, _NO_VALUES)) for slot in each]
-        self.bias_ids, self.bias_begin = _flat([ids for ids, _ in biases])
-        self.bias_values = np.concatenate([values for _, values in biases])
-
-
-def _flat(lists: list[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """All ids in one array, and where each list begins."""
-    begin = np.zeros(len(lists) + 1, np.int32)
-    np.cumsum([len(ids) for ids in lists], out=begin[1:])
-    return np.concatenate(lists), begin
 
 
 class TokenState(Protocol):
@@ -130,6 +101,76 @@ class TokenState(Protocol):
     known: NDArray[np.int32]  # [slots]
     prompt: NDArray[np.int32]  # [slots]
     sampling: SamplingTable
+
+
+@dataclass(slots=True)
+class SampleRows:
+    """Parameters of E rows, gathered for a back end; see ``kvern.kernels.sampling.SampleParameters``."""
+
+    temperature: NDArray[np.float32]
+    top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+    top_k: NDArray[np.int32]
+    repetition_penalty: NDArray[np.float32]
+    presence_penalty: NDArray[np.float32]
+    frequency_penalty: NDArray[np.float32]
+    seed: NDArray[np.uint64]
+    choice: NDArray[np.uint32]
+    position: NDArray[np.int32]
+    prompt_tokens: NDArray[np.int32]
+    history_ids: NDArray[np.int32]
+    history_begin: NDArray[np.int32]
+    bias_ids: NDArray[np.int32]
+    bias_begin: NDArray[np.int32]
+    bias_values: NDArray[np.float32]
+    allowed_ids: NDArray[np.int32]
+    allowed_begin: NDArray[np.int32]
+    banned_ids: NDArray[np.int32]
+    banned_begin: NDArray[np.int32]
+
+
+_COLUMNS = (
+    "temperature", "top_p", "min_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "seed", "choice",
+)  # fmt: skip
+
+
+def gather(slots: NDArray[np.int64], state: TokenState) -> SampleRows:
+    """The parameters of the sequences in ``slots``. Only rows with penalties bring their tokens along."""
+    table = state.sampling
+    rows = table.rows[slots]
+    each, position, prompt = slots.tolist(), state.known[slots], state.prompt[slots]
+    penalised = (rows["repetition_penalty"] != 1) | (rows["presence_penalty"] != 0) | (rows["frequency_penalty"] != 0)
+    histories = [
+        state.tokens[slot, :count] if wanted else _NO_IDS
+        for slot, count, wanted in zip(each, position.tolist(), penalised.tolist(), strict=True)
+    ]
+    generated = (position - prompt).tolist()
+    biases = [table.bias.get(slot, (_NO_IDS, _NO_VALUES)) for slot in each]
+    lists = {
+        "history": histories,
+        "bias": [ids for ids, _ in biases],
+        "allowed": [table.allowed.get(slot, _NO_IDS) for slot in each],
+        "banned": [table.banned(slot, count) for slot, count in zip(each, generated, strict=True)],
+    }
+    flat = {}
+    for name, ids in lists.items():
+        flat[f"{name}_ids"], flat[f"{name}_begin"] = _flat(ids)
+    columns = {name: np.ascontiguousarray(rows[name]) for name in _COLUMNS}
+    return SampleRows(
+        **columns,
+        **flat,
+        position=position,
+        prompt_tokens=prompt,
+        bias_values=np.concatenate([values for _, values in biases]),
+    )
+
+
+def _flat(lists: list[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """All ids in one array, and where each list begins."""
+    begin = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum([len(ids) for ids in lists], out=begin[1:])
+    return np.concatenate(lists), begin
 
 
 class SampleKernel(Protocol):
@@ -154,15 +195,14 @@ class Sampler:
 
     def choose(self, logits: NDArray[np.float32], slots: NDArray[np.int64], state: TokenState) -> NDArray[np.int32]:
         """A token for each row of ``logits`` [E, V], which belong to ``slots``; -1 where nothing is allowed."""
-        plain = state.sampling.plain[slots]
-        tokens = np.empty(len(slots), np.int32)
+        plain = state.sampling.rows["plain"][slots]
         if plain.all():
             return _likeliest(logits)
+        tokens = np.empty(len(slots), np.int32)
         if plain.any():
             tokens[plain] = _likeliest(logits[plain])
         drawn = ~plain
-        rows = SampleRows(state.sampling, slots[drawn], state)
-        tokens[drawn], _ = self._kernel.choose_tokens(logits[drawn], rows)
+        tokens[drawn], _ = self._kernel.choose_tokens(logits[drawn], gather(slots[drawn], state))
         return tokens
 
     def score(self, logits: NDArray[np.float32], tokens: NDArray[np.int32], top: int) -> list[TokenLogprobs]:

@@ -66,7 +66,7 @@ def make_app(
     return app
 
 
-async def _kvern_error(request: Request, error: Exception) -> Response:
+async def _kvern_error(_request: Request, error: Exception) -> Response:
     return error_response(failure_of(error))
 
 

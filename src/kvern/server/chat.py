@@ -37,7 +37,7 @@ _RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt"
 
 async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_body(request, ChatRequest, service.options.limits.body_bytes)
+    body = await read_body(request, ChatRequest, service.options.limits)
     job = await unless_gone(request, _prepare(service, body))
     if body.stream:
         return EventStream(job.chunks(), service.options.ping_interval_s)
@@ -84,7 +84,7 @@ async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
     """Token ids of the conversation, as the model's template writes it. Raises InvalidRequest."""
     if service.template is None:
         raise InvalidRequest(
-            "this model has no chat template (a base model?); use /v1/completions, or start with --chat-template FILE",
+            "this model has no chat template (a base model?); use /v1/completions or start with --chat-template FILE",
             field="messages",
             code="no_chat_template",
         )
@@ -103,7 +103,7 @@ async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
     generation = body.add_generation_prompt is not False
     text = await asyncio.to_thread(service.template.render, messages, add_generation_prompt=generation, extra=extra)
     # The template writes the start token itself, as in the reference; adding ours would double it.
-    return await service.encode(text, "messages", add_special=False)
+    return await service.encode_prompt(text, "messages", add_special=False)
 
 
 def _messages(messages: list[ChatMessage], limits: Limits) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from kvern.server.sse import EventStream, unless_gone
 
 async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_body(request, CompletionRequest, service.options.limits.body_bytes)
+    body = await read_body(request, CompletionRequest, service.options.limits)
     job = await unless_gone(request, _prepare(service, body))
     if body.stream:
         return EventStream(job.chunks(), service.options.ping_interval_s)
@@ -105,7 +105,7 @@ def _is_id(item: object) -> bool:
 async def _read_prompt(service: Service, given: str | list[int], add_special: bool) -> _Prompt:
     limits = service.model_limits()
     if isinstance(given, str):
-        ids = await service.encode(given, "prompt", add_special=add_special)
+        ids = await service.encode_prompt(given, "prompt", add_special=add_special)
         check_prompt(ids, limits)
         return _Prompt(tuple(ids), given)
     check_prompt(given, limits)

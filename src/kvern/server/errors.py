@@ -12,13 +12,20 @@ from kvern.core.errors import EngineDead, InvalidRequest, KvernError, Overloaded
 
 logger = logging.getLogger("kvern.server")
 
-_STATUS_OF_CODE = {"model_not_found": 404, "not_found": 404, "body_too_large": 413, "unsupported_media_type": 415}
+_STATUS_OF_CODE = {
+    "model_not_found": 404,
+    "not_found": 404,
+    "body_too_large": 413,
+    "body_timeout": 408,
+    "unsupported_media_type": 415,
+}
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     431: "invalid_request_error",

@@ -134,7 +134,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
     "annotations": ([],),
 }
-_REFUSED_FIELDS = {
+_REFUSED_FIELDS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     shape: tuple(item.name for item in msgspec.structs.fields(shape) if item.type is Refused and item.default is None)
     for shape in (ChatRequest, CompletionRequest, ChatMessage)
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import cast
 
 import msgspec
 
@@ -106,9 +107,10 @@ async def follow(
 ) -> AsyncGenerator[Piece, None]:
     """Run one sequence. Leaving early (a stop string, a client gone) aborts it in the engine."""
     follower = _Follower(service, wanted, index, len(prompt))
-    deltas = service.client.stream(Request(id=service.next_id(), prompt=prompt, sampling=sampling))
+    request = Request(id=service.next_id(), prompt=prompt, sampling=sampling)
+    deltas = cast("AsyncGenerator[Delta, None]", service.client.stream(request))  # the port: it can be closed early
     try:
-        async with aclosing(deltas) as stream:  # type: ignore[type-var]
+        async with aclosing(deltas) as stream:
             async for delta in stream:
                 piece = follower.piece(delta)
                 yield piece
@@ -119,7 +121,7 @@ async def follow(
             service.metrics.left()
 
 
-async def merged(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncIterator[Piece]:
+async def merged(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
     """Pieces of several sequences as they come. A slow reader makes pieces larger, not more."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:

@@ -59,7 +59,7 @@ async def limits(request: Request) -> Response:
     return _json(service.options.limits)
 
 
-async def version(request: Request) -> Response:
+async def version(_request: Request) -> Response:
     return _json({"version": __version__})
 
 

@@ -9,21 +9,25 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from kvern.sampling_params import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOP_IDS, MAX_STOP_STRINGS
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on one request; ``GET /v1/limits`` shows them."""
 
     body_bytes: int = 8 << 20
+    body_seconds: float = 60.0  # for the body to arrive
     header_bytes: int = 64 << 10  # request line and all headers
+    tokenize_chars: int = 1 << 20  # of a text for /tokenize
     messages: int = 1024
     prompts: int = 256  # in one completions request
     sequences: int = 256  # prompts times n
     n: int = 16
-    stop_strings: int = 16
-    stop_chars: int = 256  # of one stop string
-    stop_token_ids: int = 128
-    logit_bias: int = 1024  # entries
-    logprobs: int = 20
+    stop_strings: int = MAX_STOP_STRINGS
+    stop_chars: int = MAX_STOP_CHARS  # of one stop string
+    stop_token_ids: int = MAX_STOP_IDS
+    logit_bias: int = MAX_BIASES  # entries
+    logprobs: int = MAX_LOGPROBS
     template_variables: int = 32  # entries of chat_template_kwargs
     request_id_chars: int = 128
 

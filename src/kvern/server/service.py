@@ -27,6 +27,7 @@ class Service:
     options: ServerOptions
     metrics: ServerMetrics
     started_at: int  # seconds since the epoch
+    long_texts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # tokenised at once
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def next_id(self) -> int:
@@ -58,11 +59,24 @@ class Service:
             )
         return name
 
+    async def encode_prompt(self, text: str, field: str, *, add_special: bool) -> list[int]:
+        """Like ``encode``; a text that cannot fit the context is refused before any work. ``field`` names it."""
+        context = self.client.info.max_context
+        if len(text) > _THREAD_ABOVE_CHARS and len(text) > context * self.tokenizer.longest_token_bytes:
+            raise InvalidRequest(
+                f"{field}: {len(text)} characters are more than the context of {context} tokens can hold; "
+                f"at most {context - 1} tokens fit with one token of output",
+                field=field,
+                code="context_length_exceeded",
+            )
+        return await self.encode(text, field, add_special=add_special)
+
     async def encode(self, text: str, field: str, *, add_special: bool) -> list[int]:
         """Token ids of a client's text; a long one is cut up in a thread. Raises InvalidRequest naming ``field``."""
         try:
             if len(text) <= _THREAD_ABOVE_CHARS:
                 return self.tokenizer.encode(text, add_special)
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special)
+            async with self.long_texts:
+                return await asyncio.to_thread(self.tokenizer.encode, text, add_special)
         except InvalidRequest as error:
             raise InvalidRequest(f"{field}: {error}", field=field, code=error.code) from error

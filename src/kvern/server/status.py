@@ -15,7 +15,7 @@ from kvern.server.service import Service
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def live(request: Request) -> Response:
+async def live(_request: Request) -> Response:
     return Response(status_code=200)
 
 

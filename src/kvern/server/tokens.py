@@ -46,7 +46,7 @@ class DetokenizeAnswer(msgspec.Struct):
 
 async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_body(request, TokenizeRequest, service.options.limits.body_bytes)
+    body = await read_body(request, TokenizeRequest, service.options.limits)
     service.check_model(body.model)
     ids = await unless_gone(request, _encode(service, body))
     answer = TokenizeAnswer(len(ids), service.client.info.max_context, ids)
@@ -59,6 +59,9 @@ async def _encode(service: Service, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("send either prompt or messages", field="prompt", code="missing_field")
     if body.prompt is not None:
+        if len(body.prompt) > (most := service.options.limits.tokenize_chars):
+            message = f"prompt has {len(body.prompt)} characters; at most {most} are tokenised"
+            raise InvalidRequest(message, field="prompt", code="invalid_value")
         return await service.encode(body.prompt, "prompt", add_special=body.add_special_tokens is not False)
     chat = ChatRequest(
         messages=body.messages or [],
@@ -70,7 +73,7 @@ async def _encode(service: Service, body: TokenizeRequest) -> list[int]:
 
 async def detokenize(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_body(request, DetokenizeRequest, service.options.limits.body_bytes)
+    body = await read_body(request, DetokenizeRequest, service.options.limits)
     service.check_model(body.model)
     size = service.client.info.vocab_size
     for token in body.tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from kvern import __version__
 from kvern.core.errors import ModelFileError
 
 _TIMEOUT_S = 30.0  # of one wait for the network, not of a whole download
-_ATTEMPTS = 5
+_ATTEMPTS = 5  # without any progress
+_PAUSE_S = 1.0  # longer after each attempt in vain
 _CHUNK = 1 << 18
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-")
 
@@ -63,25 +65,22 @@ class Client:
 
     def download(self, url: str, part: Path, size: int, grown: Callable[[int], None]) -> None:
         """Bring ``part`` to exactly ``size`` bytes, going on where an earlier attempt stopped."""
-        failure: Exception | None = None
-        for _ in range(_ATTEMPTS):
-            have = part.stat().st_size if part.exists() else 0
-            if have > size:
-                part.unlink()
-                have = 0
+        stalled = 0  # attempts in a row that brought nothing
+        while True:
+            have = _usable(part, size)
             if have == size and part.exists():
                 return
+            reason: Exception = ValueError("the answer ended early")
             try:
                 self._append(url, part, have, size, grown)
-            except urllib.error.HTTPError as error:
-                if error.code < 500:
-                    raise _failure(url, error) from error
-                failure = error
             except (OSError, http.client.HTTPException) as error:
-                failure = error
-        if not part.exists() or part.stat().st_size != size:
-            reason = failure or ValueError("the answer ended early")
-            raise _failure(url, reason) from failure
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                    raise _failure(url, error) from error
+                reason = error
+                time.sleep(_PAUSE_S * stalled)
+            stalled = 0 if _usable(part, size) > have else stalled + 1
+            if stalled >= _ATTEMPTS and _usable(part, size) != size:
+                raise _failure(url, reason) from reason
 
     def _append(self, url: str, part: Path, have: int, size: int, grown: Callable[[int], None]) -> None:
         wanted = {"Range": f"bytes={have}-"} if have else {}
@@ -95,8 +94,9 @@ class Client:
                     file.write(chunk)
                     at += len(chunk)
                     grown(at)
-                if at == size and answer.read(1):
-                    raise ModelFileError(f"{url}: is longer than the {size} bytes that were announced")
+            if at == size and answer.read(1):
+                part.unlink()
+                raise ModelFileError(f"{url}: is longer than the {size} bytes that were announced")
 
     def _open(self, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         headers = {"User-Agent": f"kvern/{__version__}", "Accept-Encoding": "identity", **headers}
@@ -105,6 +105,15 @@ class Client:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the scheme is checked in __init__)
         answer: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_S)
         return answer
+
+
+def _usable(part: Path, size: int) -> int:
+    """Bytes that an earlier attempt left; a file that is too long is not one of its beginnings and goes."""
+    have = part.stat().st_size if part.exists() else 0
+    if have > size:
+        part.unlink()
+        return 0
+    return have
 
 
 def _starts_at(content_range: str) -> int | None:

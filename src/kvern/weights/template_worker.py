@@ -8,13 +8,14 @@ inside one long C call, and even when the parent has died.
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn
 
 import msgspec
 
@@ -44,13 +45,13 @@ class _RaisedByTemplate(Exception):
     """The template called raise_exception: the conversation does not suit it."""
 
 
-def write_frame(stream: BinaryIO, value: object) -> None:
+def write_frame(stream: IO[bytes], value: object) -> None:
     data = msgspec.msgpack.encode(value)
     stream.write(len(data).to_bytes(4, "little") + data)
     stream.flush()
 
 
-def _read_frame(stream: BinaryIO) -> bytes | None:
+def _read_frame(stream: IO[bytes]) -> bytes | None:
     head = stream.read(4)
     if len(head) < 4:
         return None
@@ -66,7 +67,9 @@ def compile_template(source: str, now_s: Callable[[], float]) -> Any:
     class GenerationBlock(Extension):
         """`{% generation %}` marks the assistant's own words for training; here its body is just rendered."""
 
-        tags = {"generation"}  # noqa: RUF012
+        def __init__(self, environment: Any) -> None:
+            super().__init__(environment)
+            self.tags = {"generation"}
 
         def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)
@@ -123,7 +126,7 @@ def _answer(work: Callable[[], str], timeout_s: float) -> RenderAnswer:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     frame = _read_frame(requests)
     if frame is None:
         return
@@ -135,7 +138,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
         compiled.append(compile_template(setup.source, lambda: now[0]))
         return ""
 
-    import jinja2.sandbox  # noqa: F401  (imported before the clock runs: a cold disk is not the template's fault)
+    importlib.import_module("jinja2.sandbox")  # before the clock runs: a cold disk is not the template's fault
 
     _limit_process(setup.memory_bytes)
     write_frame(answers, _answer(compile_source, setup.timeout_s))

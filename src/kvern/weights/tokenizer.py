@@ -6,6 +6,7 @@ GGUF header. Nothing in a file is executed, and every id a file names is checked
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,38 +36,44 @@ class TextEncoder(Protocol):
         """Ids of ``text`` alone, nothing put before or after it."""
 
 
+class TextEnds(msgspec.Struct, frozen=True, kw_only=True):
+    """Ids at the ends of texts. ``prefix`` and ``suffix`` are put around a text when special tokens are asked for."""
+
+    bos_id: int | None
+    eos_id: int | None
+    stops: frozenset[int] = frozenset()  # further ids that end a generation
+    prefix: Sequence[int] = ()
+    suffix: Sequence[int] = ()
+
+
 class Tokenizer:
     """One model's tokenizer. Threads may share it.
 
-    ``prefix`` and ``suffix`` are put around a text when special tokens are asked for (a start token, mostly).
-    ``eos_id`` is the model's own end token; ``eos_ids`` are all ids that end a generation (end of turn too).
+    ``eos_ids`` are all ids that end a generation: the model's end token ``eos_id``, and ends of turns.
+    ``drops_first_space``: decoding leaves out the space that encoding put before the text.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        encoder: TextEncoder,
-        table: TokenTable,
-        *,
-        bos_id: int | None,
-        eos_id: int | None,
-        end_ids: Iterable[int] = (),
-        prefix: Sequence[int] = (),
-        suffix: Sequence[int] = (),
-        drops_first_space: bool = False,
+    def __init__(
+        self, encoder: TextEncoder, table: TokenTable, ends: TextEnds, *, drops_first_space: bool = False
     ) -> None:
         self._encoder = encoder
         self._table = table
-        self._prefix = list(prefix)
-        self._suffix = list(suffix)
+        self._prefix = list(ends.prefix)
+        self._suffix = list(ends.suffix)
         self.drops_first_space = drops_first_space
-        self.bos_id = bos_id
-        self.eos_id = eos_id
-        self.eos_ids = frozenset(end_ids) | ({eos_id} if eos_id is not None else set())
+        self.bos_id = ends.bos_id
+        self.eos_id = ends.eos_id
+        self.eos_ids = ends.stops | ({ends.eos_id} if ends.eos_id is not None else set())
 
     @property
     def vocab_size(self) -> int:
         """Number of ids the vocabulary has; a model's output head may be padded beyond it."""
         return len(self._table)
+
+    @functools.cached_property
+    def longest_token_bytes(self) -> int:
+        """Bytes of the longest token: a text of more than that times n bytes has more than n tokens."""
+        return max((len(self._table.bytes_of(token)) for token in range(len(self._table))), default=1)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of ``text``.
@@ -174,11 +181,13 @@ def _from_json(data: bytes, name: str, folder: Path) -> Tokenizer:
     return Tokenizer(
         LibraryEncoder(library),
         TokenTable(texts, style, special, literal),
-        bos_id=_named_token(library, config.get("bos_token")),
-        eos_id=_named_token(library, config.get("eos_token")),
-        end_ids=_ends(library, _read_object(folder / "generation_config.json"), special),
-        prefix=prefix,
-        suffix=suffix,
+        TextEnds(
+            bos_id=_named_token(library, config.get("bos_token")),
+            eos_id=_named_token(library, config.get("eos_token")),
+            stops=_stops(library, _read_object(folder / "generation_config.json"), special),
+            prefix=prefix,
+            suffix=suffix,
+        ),
         drops_first_space=drops_first_space,
     )
 
@@ -210,14 +219,14 @@ def _surroundings(library: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _ends(library: Any, generation: dict[str, Any], special: frozenset[int]) -> set[int]:
+def _stops(library: Any, generation: dict[str, Any], special: frozenset[int]) -> frozenset[int]:
     listed = generation.get("eos_token_id")
     ends = {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
     for text in END_OF_GENERATION:
         token = library.token_to_id(text)
         if token is not None and token in special:
             ends.add(token)
-    return ends
+    return frozenset(ends)
 
 
 def _named_token(library: Any, named: object) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 from kvern.core.errors import ModelFileError
 from kvern.weights.sentencepiece_bpe import SPACE_MARK, PieceSet, SentencePieceBpe
 from kvern.weights.token_table import TokenTable
-from kvern.weights.tokenizer import END_OF_GENERATION, LibraryEncoder, Tokenizer
+from kvern.weights.tokenizer import END_OF_GENERATION, LibraryEncoder, TextEnds, Tokenizer
 
 _PREFIX = "tokenizer.ggml."
 _MAX_TOKENS = 2_000_000
@@ -205,13 +205,11 @@ def _assemble(
     named = [header.token("eot_token_id"), header.token("eom_token_id"), *map(control.get, END_OF_GENERATION)]
     adds_bos = header.flag("add_bos_token", adds_bos)
     adds_eos = header.flag("add_eos_token", False)
-    return Tokenizer(
-        encoder,
-        table,
+    ends = TextEnds(
         bos_id=bos,
         eos_id=eos,
-        end_ids=[token for token in named if token is not None],
+        stops=frozenset(token for token in named if token is not None),
         prefix=[bos] if adds_bos and bos is not None else [],
         suffix=[eos] if adds_eos and eos is not None else [],
-        drops_first_space=drops_first_space,
     )
+    return Tokenizer(encoder, table, ends, drops_first_space=drops_first_space)

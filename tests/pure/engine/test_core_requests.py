@@ -9,7 +9,7 @@ from choices import policies
 from core_rig import Rig, request
 from model_device import expected
 
-from kvern.core.events import Arrived, Measured, Stepped
+from kvern.core.events import Aborted, Arrived, Measured, Stepped
 from kvern.core.limits import EngineConfig
 from kvern.core.plan import StepReport, TokenLogprobs
 from kvern.core.request import Request, Sampling
@@ -202,3 +202,30 @@ def test_stats_count() -> None:
     stats = it.core.stats()
     assert (stats.prompt_tokens, stats.generation_tokens) == (10, 8)
     assert stats.steps == it.steps[0] + 1
+
+
+def test_the_view_counts_pages_a_sequence_would_still_use() -> None:
+    it = rig()
+    it.arrive(request(1, 13, 20))
+    it.step()
+    view, ledger = it.core._view, it.core._ledger
+    assert [view.pages_short(ledger.live[1], tokens) for tokens in (10, 16, 17)] == [0, 0, 1]
+    twin = ledger.arrive(request(2, it.requests[1].prompt, 3))
+    assert view.pages_short(twin, 13) == 1  # three pages are shared with one that runs
+
+
+def test_the_view_counts_cached_pages_as_used_up() -> None:
+    it = rig()
+    it.arrive(request(1, 13, 2))
+    it.drain()
+    twin = it.core._ledger.arrive(request(2, it.requests[1].prompt, 3))
+    assert it.core._view.pages_short(twin, 13) == 4
+
+
+def test_prompt_logprobs_of_one_who_left_are_dropped() -> None:
+    it = rig()
+    it.arrive(Request(1, tuple(range(6)), Sampling(0.0, max_tokens=2, prompt_logprobs=0)))
+    it.core.handle(Aborted(1, "left"), 0.0)
+    it.core.handle(Stepped(StepReport(0, 0, (9,), prompt_logprobs=((1, 1, row(1)),))), 0.0)
+    it.core.audit()
+    assert it.core.stats().pages_used == 0

@@ -142,7 +142,7 @@ class Recorder:
         self._append(NORM, slots, vector=self._vector(weight), parts=parts, value=eps)
         return out
 
-    def _append(  # noqa: PLR0913 - the fields of an operation
+    def _append(
         self,
         code: int,
         slots: tuple[int, int, int, int, int] = (NONE,) * 5,

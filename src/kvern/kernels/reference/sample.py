@@ -109,4 +109,9 @@ class ReferenceSampler:
         own = np.take_along_axis(values, tokens[:, None].astype(np.intp), axis=1)[:, 0]
         ranks = (order == tokens[:, None]).argmax(axis=1) + 1
         best = np.ascontiguousarray(order[:, :top])
-        return own.astype(np.float32), ranks.astype(np.int32), best, np.take_along_axis(values, best, 1).astype(np.float32)
+        return (
+            own.astype(np.float32),
+            ranks.astype(np.int32),
+            best,
+            np.take_along_axis(values, best, 1).astype(np.float32),
+        )
