@@ -29,7 +29,9 @@ check: $(VENV)/checked  ## style, types, import contracts, C++ format, house gat
 native: $(VENV)/checked  ## developer build of the extension into src/kvern, for PYTHONPATH=src
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/dev
-	cp build/dev/native/_native*.so src/kvern/
+	# Moved into place in one step: a process that has the old file mapped must not see it change.
+	for file in build/dev/native/_native*.so; do \
+	  cp "$$file" src/kvern/.new.so && mv src/kvern/.new.so "src/kvern/$$(basename "$$file")"; done
 
 bench: $(VENV)/installed  ## the demo model's numbers; LLAMA_BENCH=... LLAMA_BATCHED_BENCH=... to compare
 	$(BIN)/kvern pull $(MODEL)

@@ -19,7 +19,8 @@
     X(linear_blocks)          \
     X(linear_rows)            \
     X(linear_float)           \
-    X(linear_amx)
+    X(linear_amx)             \
+    X(peak)
 #if defined(KVERN_LINEAR_ONLY)  // the emulated build of tests
 #define KVERN_KERNEL_FILES(X) KVERN_LINEAR_FILES(X)
 #else

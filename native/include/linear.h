@@ -44,6 +44,8 @@ struct LinearTable {
     void (*encode)(const float* x, int64_t x_stride, const EncodedRows& out, int64_t begin, int64_t end);
     // y[rows [row_begin, row_end)][outputs of tiles [tile_begin, tile_end)]; a tile is 16 outputs. One per format.
     void (*tiles[12])(const LinearWork&, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end);
+    // Multiplies in registers for `loops` rounds; returns the operations done (0: not measured here).
+    int64_t (*multiply_add_peak)(int64_t loops);
     RowCode bf16_rows;  // how rows are encoded for bf16 weights: f32, or bf16 where AMX multiplies them
 };
 

@@ -211,6 +211,8 @@ void register_linear(nb::module_& module) {
                "pool"_a = nb::none(), "x @ weight.T (+ bias): float32[m, k] to float32[m, n].");
     module.def("linear_route", linear_route, "x"_a, "weight"_a, "isa"_a = nb::none(), "The code that served the rows.");
     module.def("repeat_linear", repeat_linear, "x"_a, "weight"_a, "times"_a, "isa"_a, "pool"_a, "For benchmarks.");
+    module.def("multiply_add_peak", [](int64_t loops) { return kernels().linear.multiply_add_peak(loops); }, "loops"_a,
+               "For benchmarks: int8 operations done in registers; 0 where not measured.");
     module.def("quantize_rows", quantize_rows, "x"_a, "kind"_a = "group", "isa"_a = nb::none(), "threads"_a = 1,
                "Codes, scales and sums of rows as the linear kernels see them.");
 }

@@ -79,6 +79,11 @@ void make_model(Program* self, std::shared_ptr<Pool> pool, nb::handle program, c
     new (self) Program(std::move(pool), table, read_spec(program, table), bounds);
 }
 
+template <class Values>
+std::vector<int32_t> copied(const Values& values) {
+    return {values.data(), values.data() + values.size()};
+}
+
 nb::object step(Program& model, nb::handle batch) {
     const auto tokens = array<const int32_t, 1>(batch, "tokens"), positions = array<const int32_t, 1>(batch, "positions");
     const auto row_begin = array<const int32_t, 1>(batch, "row_begin");
@@ -100,10 +105,13 @@ nb::object step(Program& model, nb::handle batch) {
     if (static_cast<int64_t>(wanted) > rows) throw std::invalid_argument("more logit_rows than rows");
     auto logits = new_array<float, 2>({wanted, static_cast<size_t>(model.spec().vocab)});
     auto reached = new_array<int32_t, 1>({static_cast<size_t>(slices)});
-    const StepView view{tokens.data(),     positions.data(),  row_begin.data(), unit_begin.data(), unit_end.data(),
-                        table.data(),      logit_rows.data(), hidden.data(),    stop.data(),       rows,
-                        slices,            static_cast<int64_t>(table.shape(1)),
-                        static_cast<int64_t>(wanted),         logits.data(),    reached.data()};
+    // What is checked must be what is used: another Python thread may write to the batch once the GIL is released.
+    const std::vector<int32_t> own[] = {copied(tokens),   copied(positions), copied(row_begin), copied(unit_begin),
+                                        copied(unit_end), copied(table),     copied(logit_rows)};
+    const StepView view{own[0].data(), own[1].data(), own[2].data(), own[3].data(), own[4].data(),
+                        own[5].data(), own[6].data(), hidden.data(), stop.data(),   rows,
+                        slices,        static_cast<int64_t>(table.shape(1)),        static_cast<int64_t>(wanted),
+                        logits.data(), reached.data()};
     {
         nb::gil_scoped_release release;
         model.step(view);

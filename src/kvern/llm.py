@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from kvern.assembly.clients import make_client, open_text
 from kvern.assembly.engine import EngineOptions
@@ -18,13 +17,11 @@ from kvern.core.events import Delta
 from kvern.core.plan import TokenLogprobs
 from kvern.core.ports import EngineClient, EngineInfo
 from kvern.core.request import Request, Sampling
+from kvern.progress_bar import ProgressBar
 from kvern.sampling_params import ModelLimits, SamplingParams, check_prompt, to_samplings
 from kvern.text_stream import TextStream
 from kvern.weights.hub import resolve
 from kvern.weights.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -86,7 +83,7 @@ class AsyncLLM:
         progress: bool | None = None,
         **options: Any,
     ) -> None:
-        self._bar = Bar("loading", shown=progress, in_bytes=True)
+        self._bar = ProgressBar("loading", shown=progress, in_bytes=True)
         self._text = open_text(resolve(model), chat_template)
         self.client: EngineClient = make_client(
             EngineOptions.of(model=model, **options), embed=embed, progress=self._bar
@@ -292,12 +289,12 @@ class LLM:
         limits = ModelLimits(self.info.vocab_size, self.info.max_context, self.tokenizer.eos_ids)
         for own, wanted in zip(tokens, each, strict=True):
             to_samplings(wanted, own, limits)
-        with Bar("prompts", shown=self._progress) as done:
+        with ProgressBar("prompts", shown=self._progress) as done:
             return await _gather(self._llm, list(zip(prompts, tokens, each, strict=True)), done)
 
 
 async def _gather(
-    llm: AsyncLLM, work: Sequence[tuple[Prompt, list[int], SamplingParams]], done: Bar
+    llm: AsyncLLM, work: Sequence[tuple[Prompt, list[int], SamplingParams]], done: ProgressBar
 ) -> list[RequestOutput]:
     """Run prompts together, as many at a time as the engine's queue surely takes."""
     room = asyncio.Semaphore(4 * llm.info.max_running)
@@ -408,37 +405,3 @@ def _prompt_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     if several and all(isinstance(item, int) for item in several):
         return [several]
     return several
-
-
-class Bar:
-    """A progress bar on standard error while its ``with`` block runs: when ``shown``, or by default at a terminal."""
-
-    def __init__(self, title: str, *, shown: bool | None, in_bytes: bool = False) -> None:
-        self._title, self._in_bytes = title, in_bytes
-        self._shown = sys.stderr.isatty() if shown is None else shown
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> Bar:
-        if self._shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
-
-            amount = DownloadColumn(binary_units=True) if self._in_bytes else MofNCompleteColumn()
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                amount,
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.add_task(self._title, total=None)
-            self._bar.start()
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -215,3 +215,21 @@ def test_closing_ends_open_streams() -> None:
                     pass
 
     run(check())
+
+
+def test_progress_told_from_a_lane_thread_is_not_passed_on() -> None:
+    """A back end that decodes its weights when they are first used does so in a lane, while the loop writes."""
+    reports = []
+
+    def build(wake, progress):
+        device = PageDevice()
+        device.on_unit = lambda unit: progress(unit, device.units)
+        return builder(lambda: device)(wake, progress)
+
+    async def check() -> None:
+        async with engine(build, progress=lambda done, total: reports.append((done, total))) as client:
+            await collect(client, ask(1, prompt(1, 10), 20))
+            assert client.restarts == 0
+        assert reports == [(1, 2), (2, 2)]
+
+    run(check())

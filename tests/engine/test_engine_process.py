@@ -164,3 +164,23 @@ def test_the_engine_does_not_outlive_its_client() -> None:
     poll.register(descriptor, select.POLLIN)
     assert poll.poll(20_000), "the engine is still there"
     os.close(descriptor)
+
+
+def test_streams_are_not_turned_away_after_a_restart() -> None:
+    """More run and wait than the queue of a fresh engine takes at once: they come in as others end."""
+
+    async def check() -> None:
+        async with engine(slow=0.002, max_waiting=2, max_running=2) as client:
+            prompts = {n: prompt(n, 10 + n) for n in range(4)}
+            tasks = {n: asyncio.create_task(collect(client, ask(n, prompts[n], 40))) for n in (0, 1)}
+            while (await client.stats()).running < 2:
+                await asyncio.sleep(0)
+            tasks |= {n: asyncio.create_task(collect(client, ask(n, prompts[n], 40))) for n in (2, 3)}
+            while (await client.stats()).waiting < 2:
+                await asyncio.sleep(0)
+            os.kill(client.pid or 0, signal.SIGKILL)
+            for n, task in tasks.items():
+                assert (await task)[0] == PageDevice().continuation(prompts[n], 40)
+            assert client.restarts == 1
+
+    run(check())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -135,3 +136,14 @@ def test_a_full_disk_ends_the_log_and_nothing_else() -> None:
     files.append(b"another")
     files.flush()
     files._file.close()
+
+
+def test_logs_of_earlier_runs_go_when_they_are_too_many(tmp_path) -> None:
+    for number in range(4):
+        files = EventLogFiles(tmp_path, f"run{number}", total_bytes=5000)
+        files.append(bytes(2000))
+        files.close()
+        for path in tmp_path.glob(f"run{number}-*"):
+            os.utime(path, (number, number))
+    EventLogFiles(tmp_path, "last", total_bytes=5000).close()
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["last", "run2", "run3"]

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from kvern import _native
 from weight_blocks import random_rows, random_weight
+
+from kvern import _native
 
 ALL = ["amx", "avx512vnni", "avx2", "portable"]
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvern import _native
 from weight_blocks import BLOCKS, FORMATS, block_of, random_rows, random_weight, same_bits
+
+from kvern import _native
 
 ROOT = Path(__file__).parents[2]
 EMULATED = ("avx512vnni", "amx")
@@ -27,10 +28,8 @@ pytestmark = [
 
 def built_module() -> Path:
     """Build (again only what changed) under build/emulated and return the module's path."""
-    tools = [
-        shutil.which(name, path=None) or shutil.which(name, path=str(Path(sys.executable).parent))
-        for name in ("cmake", "ninja", "c++")
-    ]
+    beside = str(Path(sys.executable).parent)
+    tools = [shutil.which(name) or shutil.which(name, path=beside) for name in ("cmake", "ninja", "c++")]
     if not all(tools) or importlib.util.find_spec("nanobind") is None:
         pytest.skip("cmake, ninja, nanobind and a C++ compiler are needed to build the emulated kernels")
     cmake, ninja, _ = tools

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weight_blocks import FORMATS, block_of, random_rows, random_weight, same_bits
+
 from kvern import _native
 from kvern.formats import activations
-from weight_blocks import FORMATS, block_of, random_rows, random_weight, same_bits
 
 SHAPES = st.tuples(
     st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 70), st.integers(1, 5), st.integers(0, 9999)
@@ -148,7 +149,7 @@ def test_a_row_that_is_not_finite_shows_in_its_outputs_alone(name, bad):
 
 @pytest.mark.parametrize("name", ["q8_0", "q6_k", "q5_1", "q4_1", "w8a8"])
 def test_extreme_codes_do_not_saturate(name):
-    """All codes and inputs at their largest: integer sums are exact, where int16 steps would overflow if miscounted."""
+    """All codes and inputs at their largest: sums stay exact, where miscounted int16 steps would overflow."""
     k = 512
     if name == "w8a8":
         weight = _native.PackedWeight.from_float(name, np.full((16, k), -3, np.float32))

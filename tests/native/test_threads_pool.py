@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from kvern import _native
 from weight_blocks import random_rows, random_weight, same_bits
+
+from kvern import _native
 
 
 def test_several_lanes_share_one_pool():

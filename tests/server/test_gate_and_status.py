@@ -100,13 +100,16 @@ def test_request_ids_are_echoed_as_harmless_labels(server: Any) -> None:
 def test_web_pages_of_other_origins_are_refused(serve: Any) -> None:
     with serve(allowed_origins=("https://ui.example",)) as one:
 
-        def status(origin: str) -> int:
-            return httpx.get(one.url + "/v1/models", headers={"origin": origin}).status_code
+        def status(origin: str, **headers: str) -> int:
+            return httpx.get(one.url + "/v1/models", headers={"origin": origin, **headers}).status_code
 
         assert status("https://evil.example") == 403
         assert status("null") == 403
         assert status("https://ui.example") == 200
         assert status(one.url) == 200
+        assert status(f"http://localhost:{one.port}", host=f"localhost:{one.port}") == 200
+        assert status(f"http://rebound.example:{one.port}", host=f"rebound.example:{one.port}") == 403
+        assert status("http://[broken", host="[broken") == 403
 
 
 def test_only_json_bodies_are_read(server: Any) -> None:

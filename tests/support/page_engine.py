@@ -1,7 +1,7 @@
 """``python -m page_engine SOCKET IN_FLIGHT OPTIONS``: an engine process over a ``PageDevice``, to be killed.
 
 OPTIONS is JSON: ``slow`` makes each step take so many seconds; ``poison`` is a token that kills the process when a
-sequence ends with it.
+sequence ends with it; ``max_waiting`` and ``max_running`` are EngineConfig's.
 """
 
 from __future__ import annotations
@@ -33,4 +33,5 @@ class Dangerous(PageDevice):
 if __name__ == "__main__":
     options = json.loads(sys.argv[3])
     Dangerous.slow, Dangerous.poison = options.get("slow", 0.0), options.get("poison", -1)
-    main(small_engine.builder(Dangerous), int(sys.argv[1]), int(sys.argv[2]))
+    limits = {name: options[name] for name in ("max_waiting", "max_running") if name in options}
+    main(small_engine.builder(Dangerous, **limits), int(sys.argv[1]), int(sys.argv[2]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kvern.cli.progress import ProgressBar
+from kvern.progress_bar import ProgressBar
 from kvern.weights import hub
 from kvern.weights.catalogue import MODELS
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch, then print the path alone on standard output, so that scripts can use it."""
-    with ProgressBar(f"fetching {arguments.model}", bytes_=True) as bar:
+    with ProgressBar(f"fetching {arguments.model}", in_bytes=True) as bar:
         path = hub.pull(arguments.model, bar)
     print(path)
     return 0

@@ -12,10 +12,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from kvern.cli.model_flags import add_model_flags, engine_options, model_name
-from kvern.cli.progress import ProgressBar
 from kvern.config.flags import add_flags, resolve
 from kvern.config.schema import ServerSettings
 from kvern.core.errors import ConfigError
+from kvern.progress_bar import ProgressBar
 
 if TYPE_CHECKING:
     import uvicorn
@@ -93,7 +93,7 @@ async def serve(model: str, options: dict[str, Any], settings: ServerSettings, b
     name = settings.served_model_name or model
     text = open_text(resolve_model(model), options.pop("chat_template", None))
     log = str(state_folder() / "events") if settings.event_log else None
-    with closing(text), ProgressBar("loading", bytes_=True) as bar:
+    with closing(text), ProgressBar("loading", in_bytes=True) as bar:
         chosen = EngineOptions.of(model=model, name=name, event_log=log, **options)
         client = make_client(chosen, embed=False, progress=bar)
         try:

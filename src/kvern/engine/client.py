@@ -213,6 +213,8 @@ class SocketEngineClient:
                 for delta in deltas:
                     if (live := self._live.get(delta.request)) is not None:
                         live.add(delta)
+                if any(delta.finish is not None for delta in deltas):
+                    self._resubmit()
                 self._release_suspects()
             case wire.Stats(stats):
                 self._stats = stats
@@ -221,8 +223,7 @@ class SocketEngineClient:
                         waiter.set_result(stats)
                 self._stats_waiters.clear()
             case wire.Refused(refusal):
-                if (live := self._live.get(refusal.request)) is not None:
-                    live.fail(_refusal_error(refusal))
+                self._refused(refusal)
             case wire.Failed(name, text):
                 logger.error("the engine failed: %s: %s", name, text)
             case wire.Log(level, text):
@@ -239,6 +240,15 @@ class SocketEngineClient:
             live.submitted = True
         except wire.WireError as error:
             live.fail(InvalidRequest(str(error), field="prompt", code="too_large"))
+
+    def _refused(self, refusal: Refuse) -> None:
+        live = self._live.get(refusal.request)
+        if live is None:
+            return
+        if refusal.field == "queue" and live.resumed:
+            live.submitted = False  # it had its place before the engine died: again when another one ends
+        else:
+            live.fail(_refusal_error(refusal))
 
     def _fail_all(self, error: KvernError) -> None:
         for live in self._live.values():

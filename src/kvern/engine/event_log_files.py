@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,12 +14,14 @@ FLUSH_BYTES = 64 << 10
 class EventLogFiles:
     """Appends length-framed records (4 bytes little endian, then the record) to ``<folder>/<run>-<number>.kvlog``.
 
-    ``total_bytes`` bounds what one run keeps; a file holds a quarter of that. Files are made with mode 0600. When the
-    disk refuses a write the log ends, with ``failure`` set: serving goes on.
+    ``total_bytes`` bounds what one run keeps, and what is there when one begins: the oldest files of earlier runs go.
+    A file holds a quarter of that, with mode 0600: prompts are in it. When the disk refuses a write the log ends, with
+    ``failure`` set: serving goes on.
     """
 
     def __init__(self, folder: Path, run: str, *, total_bytes: int = 256 << 20) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _drop_oldest(folder, total_bytes)
         self._folder, self._run = folder, run
         self._file_bytes = max(1, total_bytes // 4)
         self._buffer = bytearray()
@@ -61,6 +64,20 @@ class EventLogFiles:
         self._number, self._written = self._number + 1, 0
         self._file = self._open()
         (self._folder / f"{self._run}-{self._number - 4:06d}.kvlog").unlink(missing_ok=True)
+
+
+def _drop_oldest(folder: Path, total_bytes: int) -> None:
+    """Remove the oldest logs until at most ``total_bytes`` are left."""
+    sizes = []
+    for path in folder.glob("*.kvlog"):
+        with suppress(OSError):  # another engine may be dropping it too
+            sizes.append((path.stat().st_mtime, path.stat().st_size, path))
+    left = sum(size for _, size, _ in sizes)
+    for _, size, path in sorted(sizes):
+        if left <= total_bytes:
+            return
+        path.unlink(missing_ok=True)
+        left -= size
 
 
 def read_records(folder: Path, run: str) -> Iterator[bytes]:

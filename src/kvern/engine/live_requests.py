@@ -27,6 +27,7 @@ class LiveRequest:
     submitted: bool = False  # the engine that runs now knows of it
     over: bool = False  # its last delta has arrived
     error: KvernError | None = None
+    resumed: bool = False  # an earlier engine had it: it is not turned away any more
     crashes: int = 0
     trusted_after: int = 0  # length of ``accepted`` at which a suspect is cleared
     _greeted: bool = False
@@ -89,6 +90,7 @@ class LiveRequest:
 
     def crashed(self, *, in_plan: bool) -> None:
         """The engine died; ``in_plan`` says whether this request was being computed."""
+        self.resumed = self.resumed or self.submitted
         self.submitted = False
         if in_plan:
             self.crashes += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from traceback import format_exception
 
 from kvern.core.errors import KvernError
 from kvern.engine.channel import Channel, Wake
@@ -41,7 +43,7 @@ def run_engine(build: Build, connection: socket.socket, in_flight_file: int, *, 
     channel, wake = Channel(connection), Wake()
     in_flight = InFlight(in_flight_file)
     try:
-        engine = build(wake, lambda done, total: channel.send(Progress(done, total)))
+        engine = build(wake, _Loading(channel).report)
         try:
             driver = Driver(engine, channel, wake=wake, clock=MonotonicClock(), in_flight=in_flight)
             if signals:
@@ -55,13 +57,31 @@ def run_engine(build: Build, connection: socket.socket, in_flight_file: int, *, 
             channel.send(Failed(type(error).__name__, str(error)))
             channel.drain(1.0)
         if signals and not isinstance(error, KvernError):
-            raise
+            _log_line(error)
         return False
     finally:
         channel.close()
         in_flight.close()
         wake.close()
     return True
+
+
+def _log_line(error: Exception) -> None:
+    """One line of JSON on standard error: an engine process writes nothing else."""
+    line = {"level": "error", "error": type(error).__name__, "message": str(error), "trace": format_exception(error)}
+    print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+class _Loading:
+    """Passes on how far loading is, from the thread that loads. A back end that reads a weight later, from a thread
+    of its own, is not listened to: the channel belongs to this one."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel, self._thread = channel, threading.get_ident()
+
+    def report(self, done: int, total: int) -> None:
+        if threading.get_ident() == self._thread:
+            self._channel.send(Progress(done, total))
 
 
 def watch_parent(connection: socket.socket) -> None:

@@ -110,8 +110,12 @@ def plan(budget: int, needs: MemoryNeeds, pages: int | None = None) -> MemoryPla
     return made
 
 
+# The next process may be a little larger than this one before it loads: the value named here must fit then too.
+REFUSAL_SLACK = 8 * MIB
+
+
 def _refusal(budget: int, needs: MemoryNeeds, room: int, pages: int) -> str:
-    enough = MemoryPlan(budget, pages, needs).total
+    enough = -(-MemoryPlan(budget, pages, needs).total // MIB) * MIB + REFUSAL_SLACK
     text = f"{_size(budget)} of memory are too little for {needs.max_context} tokens of context; {_size(enough)} "
     text += f"({enough} bytes) are enough"
     context = min((room - 1) * PAGE_TOKENS, needs.max_context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,10 +153,10 @@ def gather(slots: NDArray[np.int64], state: TokenState) -> SampleRows:
         "allowed": [table.allowed.get(slot, _NO_IDS) for slot in each],
         "banned": [table.banned(slot, count) for slot, count in zip(each, generated, strict=True)],
     }
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, ids in lists.items():
         flat[f"{name}_ids"], flat[f"{name}_begin"] = _flat(ids)
-    columns = {name: np.ascontiguousarray(rows[name]) for name in _COLUMNS}
+    columns: dict[str, Any] = {name: np.ascontiguousarray(rows[name]) for name in _COLUMNS}
     return SampleRows(
         **columns,
         **flat,

@@ -135,7 +135,6 @@ def _content(message: ChatMessage, place: str) -> str:
     """The text of a message; several text parts are joined by line breaks."""
     content = message.content
     if isinstance(content, str):
-        _no_surrogates(content, f"{place}.content")
         return content
     if content is None:
         raise InvalidRequest(f"{place}.content is missing", field=f"{place}.content", code="missing_field")
@@ -154,12 +153,6 @@ def _content(message: ChatMessage, place: str) -> str:
             )
         texts.append(part["text"])
     return "\n".join(texts)
-
-
-def _no_surrogates(text: str, field: str) -> None:
-    from kvern.weights.tokenizer import check_unicode
-
-    check_unicode(text, field)
 
 
 class _ChatJob:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 import secrets
 from urllib.parse import urlsplit
@@ -92,7 +93,22 @@ class Gate:
     def _allowed(self, origin: str, host: str) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        return bool(host) and urlsplit(origin).netloc == host
+        try:
+            page = urlsplit(origin)
+            return page.netloc == host and _is_an_address(page.hostname or "")
+        except ValueError:
+            return False
+
+
+def _is_an_address(name: str) -> bool:
+    """Not a name that its owner can make point at this machine (DNS rebinding)."""
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class _Answered:

@@ -41,7 +41,7 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     sampling_defaults: Mapping[str, float | int] = field(default_factory=dict)  # e.g. of generation_config.json
     ping_interval_s: float = 15.0  # of silence on a stream before a comment keeps it open
-    allowed_origins: tuple[str, ...] = ()  # web origins beside the server's own; "*" allows all
+    allowed_origins: tuple[str, ...] = ()  # web origins beside its own address; "*" allows all
     now: Callable[[], float] = time.time  # seconds since the epoch, for `created`
     monotonic: Callable[[], float] = time.monotonic  # seconds, for measured durations
     draw_seed: Callable[[], int] = lambda: secrets.randbits(63)  # for requests without `seed`

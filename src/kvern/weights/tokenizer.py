@@ -104,14 +104,13 @@ class Tokenizer:
         return token in self._table.special
 
 
-def check_unicode(text: str, field: str | None = None) -> None:
+def check_unicode(text: str) -> None:
     """Raise InvalidRequest, with the place, when ``text`` holds a lone surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             f"the text is not valid Unicode: lone surrogate at character {error.start}",
-            field=field,
             code="invalid_unicode",
         ) from error
 

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
 
 class ProgressBar:
-    """``with ProgressBar("loading", bytes_=True) as bar: bar(done, total)``; gone when the block ends."""
+    """``with ProgressBar("loading", in_bytes=True) as bar: bar(done, total)``; gone when the block ends.
 
-    def __init__(self, title: str, *, bytes_: bool = False, shown: bool | None = None) -> None:
-        self._title, self._bytes = title, bytes_
+    ``shown`` None: at a terminal only.
+    """
+
+    def __init__(self, title: str, *, shown: bool | None = None, in_bytes: bool = False) -> None:
+        self._title, self._in_bytes = title, in_bytes
         self._shown = sys.stderr.isatty() if shown is None else shown
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -24,7 +27,7 @@ class ProgressBar:
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 
-            amount = DownloadColumn(binary_units=True) if self._bytes else MofNCompleteColumn()
+            amount = DownloadColumn(binary_units=True) if self._in_bytes else MofNCompleteColumn()
             console = Console(stderr=True)
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), amount, console=console, transient=True
