@@ -146,7 +146,10 @@ def score(model: LoadedModel, peer: Peer, runs: list[list[int]], routes: list[st
             found[name] = step(device, run, 0, list(range(SCORED_FROM, WINDOW - 1)))
             totals[name] += _sums(base, found[name], targets)
         totals["transformers, float32"] += _sums(base, base, targets)
-    return {name: Scores(float(np.exp(t[0] / positions)), t[1] / positions, t[2] / positions) for name, t in totals.items()}
+    return {
+        name: Scores(float(np.exp(t[0] / positions)), t[1] / positions, t[2] / positions)
+        for name, t in totals.items()
+    }
 
 
 def _sums(base: NDArray[np.float32], logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -46,6 +46,7 @@ struct LinearTable {
     void (*tiles[12])(const LinearWork&, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end);
     // Multiplies in registers for `loops` rounds; returns the operations done (0: not measured here).
     int64_t (*multiply_add_peak)(int64_t loops);
+    int64_t (*read_memory)(const uint8_t* data, int64_t bytes);  // returns the bytes read
     RowCode bf16_rows;  // how rows are encoded for bf16 weights: f32, or bf16 where AMX multiplies them
 };
 

@@ -213,6 +213,15 @@ void register_linear(nb::module_& module) {
     module.def("repeat_linear", repeat_linear, "x"_a, "weight"_a, "times"_a, "isa"_a, "pool"_a, "For benchmarks.");
     module.def("multiply_add_peak", [](int64_t loops) { return kernels().linear.multiply_add_peak(loops); }, "loops"_a,
                "For benchmarks: int8 operations done in registers; 0 where not measured.");
+    module.def(
+        "read_weight",
+        [](const PackedWeight& w, int times) {
+            int64_t bytes = 0;
+            for (int i = 0; i < times; ++i)
+                bytes += kernels().linear.read_memory(w.view().data, static_cast<int64_t>(w.bytes()));
+            return bytes;
+        },
+        "weight"_a, "times"_a, "For benchmarks: reads the packed bytes `times` times, doing nothing with them.");
     module.def("quantize_rows", quantize_rows, "x"_a, "kind"_a = "group", "isa"_a = nb::none(), "threads"_a = 1,
                "Codes, scales and sums of rows as the linear kernels see them.");
 }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_models
 from device_steps import Piece, batch_of, logits_of, random_tokens
+
 from kvern.assembly.model import DeviceOptions, LoadedModel, make_device, open_model
 from kvern.runtime.device import Device
 from kvern.weights.hub import cached

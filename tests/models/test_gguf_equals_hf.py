@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 from device_steps import logits_of, random_tokens
+
 from kvern.assembly.model import DeviceOptions, LoadedModel, make_device, open_model
 
 REFERENCE = DeviceOptions(backend="reference", kv_format="f32", pages=2)

@@ -12,6 +12,7 @@ import pytest
 import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kvern.assembly.memory import MemoryLimits, plan_memory
 from kvern.assembly.model import DeviceOptions, make_device, open_model
 from kvern.core.errors import PlanError

@@ -9,8 +9,10 @@ from typing import Any
 import gguf_writer
 import numpy as np
 import pytest
+import safetensors_writer
 import tiny_models
 import tiny_vocabulary
+
 from kvern.assembly.model import open_model
 from kvern.core.errors import ModelFileError
 from kvern.models import registry, rope
@@ -193,8 +195,14 @@ def test_llama3_scaling_keeps_fast_and_divides_slow() -> None:
 @pytest.mark.parametrize(
     ("kind", "scaling"),
     [
-        ("llama3", {"factor": 0.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8}),
-        ("llama3", {"factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 4, "original_max_position_embeddings": 8}),
+        (
+            "llama3",
+            {"factor": 0.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8},
+        ),
+        (
+            "llama3",
+            {"factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 4, "original_max_position_embeddings": 8},
+        ),
         ("linear", {"factor": -2.0}),
         ("yarn", {"factor": 0.0, "original_max_position_embeddings": 64}),
     ],
@@ -203,3 +211,29 @@ def test_rope_scaling_out_of_range(kind: str, scaling: dict[str, float]) -> None
     config = Facts({"max_position_embeddings": 128})
     with pytest.raises(ModelFileError, match="out of range"):
         rope.by_rule(config, Facts({"rope_type": kind, **scaling}), 10_000.0, 16)
+
+
+@pytest.mark.parametrize("root", ["language_model.model.", "model.language_model."])
+def test_gemma3_inside_a_model_with_a_vision_tower(root: str, tmp_path: Path) -> None:
+    """The text model under a root and a text_config of its own, beside tensors that are not its."""
+    sizes = tiny_models.sizes_of("gemma3")
+    plain = open_model(tiny_models.write_hf(tmp_path / "plain", "gemma3"))
+    weights = tiny_models.random_weights("gemma3", 0, sizes)
+    named = {root + name.removeprefix("model."): values for name, values in weights.items()}
+    named["vision_tower.patch.weight" if root.startswith("language") else "model.vision_tower.patch.weight"] = (
+        np.ones((4, 4), np.float32)
+    )
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    tensors = {name: ("F32", values.shape, values.tobytes()) for name, values in named.items()}
+    safetensors_writer.write(folder / "model.safetensors", tensors)
+    text = tiny_models.hf_config("gemma3", sizes)
+    ends = {"eos_token_id": [1, 106]}
+    del text["eos_token_id"]
+    config = {"model_type": "gemma3", "text_config": text | {"model_type": "gemma3_text"}} | ends
+    (folder / "config.json").write_text(json.dumps(config))
+    opened = open_model(folder)
+    assert opened.spec.eos == (1, 106)
+    assert opened.spec.layers == plain.spec.layers
+    ours, theirs = opened.network.layers[5].query, plain.network.layers[5].query
+    np.testing.assert_array_equal(ours.decode(0, ours.n), theirs.decode(0, theirs.n))

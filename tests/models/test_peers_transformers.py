@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 from device_steps import logits_of, random_tokens
+
 from kvern.assembly.model import DeviceOptions, make_device, open_model
 
 pytestmark = [

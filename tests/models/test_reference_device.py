@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 from device_steps import Piece, batch_of, logits_of, random_tokens, run
+
 from kvern.assembly.model import DeviceOptions, LoadedModel, make_device, open_model
 from kvern.core.errors import ConfigError
 from kvern.kernels.reference.device import ReferenceDevice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -175,6 +176,26 @@ def test_the_route_is_told():
         for rows in (1, 7, 8, 40):
             expected = "tiles" if isa == "amx" and rows >= 8 else "rows"
             assert _native.linear_route(random_rows(rows, 64), weight, isa=isa) == expected
+
+
+def best_rate(work, operations: float) -> float:
+    def once() -> float:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    return operations / min(once() for _ in range(30))
+
+
+@pytest.mark.skipif(_native.multiply_add_peak(1) == 0, reason="no peak is measured for this instruction set")
+def test_no_kernel_beats_the_measured_peak():
+    """The ceiling of the benchmark once had its multiplies hoisted by the compiler and lay below the kernels."""
+    pool, rows = _native.Pool(1), 32
+    weight, x = random_weight(_native, "q4_0", 256, 512), random_rows(rows, 512)
+    done = _native.multiply_add_peak(20_000)
+    peak = best_rate(lambda: _native.multiply_add_peak(20_000), done)
+    if _native.isa() != "amx":
+        assert best_rate(lambda: _native.repeat_linear(x, weight, 4, None, pool), 8 * rows * 256 * 512) < peak
 
 
 def test_wrong_shapes_are_refused():

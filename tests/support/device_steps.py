@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from kvern.runtime.device import PAGE_TOKENS, Device, StepBatch, StepResult
 from numpy.typing import NDArray
+
+from kvern.runtime.device import PAGE_TOKENS, Device, StepBatch, StepResult
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import tempfile
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from kvern.engine.client import ClientLimits, SocketEngineClient
 
 QUICK = ClientLimits(backoff_s=0.01, restarts=8)
 _FOLDER = tempfile.TemporaryDirectory(prefix="kvern-tiny-")
+atexit.register(_FOLDER.cleanup)
 
 
 @functools.cache

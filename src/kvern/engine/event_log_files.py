@@ -15,8 +15,8 @@ class EventLogFiles:
     """Appends length-framed records (4 bytes little endian, then the record) to ``<folder>/<run>-<number>.kvlog``.
 
     ``total_bytes`` bounds what one run keeps, and what is there when one begins: the oldest files of earlier runs go.
-    A file holds a quarter of that, with mode 0600: prompts are in it. When the disk refuses a write the log ends, with
-    ``failure`` set: serving goes on.
+    A file holds a quarter of that, with mode 0600: prompts are in it. When the disk refuses a write the log ends,
+    with ``failure`` set: serving goes on.
     """
 
     def __init__(self, folder: Path, run: str, *, total_bytes: int = 256 << 20) -> None:

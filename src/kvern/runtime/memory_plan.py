@@ -145,7 +145,7 @@ def _meminfo(path: Path) -> int | None:
 
 
 def _left_in_group(group: Path) -> int | None:
-    """Of a version 2 or a version 1 control group; None where there is no limit. Cached file pages can be had back."""
+    """Of a version 2 or a version 1 control group; None: no limit. Cached file pages can be had back."""
     for limit, used, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
