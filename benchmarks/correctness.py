@@ -81,14 +81,13 @@ def prompts(traces: Path, count: int) -> list[str]:
     return found[:count]
 
 
-def greedy(device: Device, prompt: list[int], count: int, ends: tuple[int, ...]) -> list[int]:
+def greedy(device: Device, prompt: list[int], count: int) -> list[int]:
+    """The prompt and ``count`` tokens more; end tokens are taken like any other."""
     tokens, begin = list(prompt), 0
     for _ in range(count):
         logits = step(device, tokens, begin, [len(tokens) - 1])
         begin = len(tokens)
         tokens.append(int(logits[0].argmax()))
-        if tokens[-1] in ends:
-            break
     return tokens
 
 
@@ -99,7 +98,7 @@ def compare_greedy(model: LoadedModel, peer: Peer, texts: list[str], count: int)
     device = device_for(model, ROUTES["reference"], max(map(len, encoded)) + count)
     equal, compared, ties = 0, 0, 0
     for prompt in encoded:
-        tokens = greedy(device, prompt, count, model.spec.eos)
+        tokens = greedy(device, prompt, count)
         theirs = peer.logits(tokens[:-1], len(prompt) - 1)
         top = np.sort(theirs, axis=-1)[:, -2:]
         near = np.flatnonzero(top[:, 1] - top[:, 0] < GAP)

@@ -11,9 +11,9 @@ constexpr int kMaxVectors = 96;  // (row, query head) pairs that one AttendWork 
 
 // One row of one layer: rotates its queries and keys in place (neox halves) and writes K and V into the page.
 struct RopeAppendRow {
-    float* q;        // [heads][head_dim]
-    float* k;        // [kv_heads][head_dim]
-    const float* v;  // [kv_heads][head_dim]
+    float* q;             // [heads][head_dim]
+    float* k;             // [kv_heads][head_dim]
+    const float* v;       // [kv_heads][head_dim]
     const float* cosine;  // [rotary_dims / 2], of this row's position
     const float* sine;
     uint8_t* block;  // the page's block of this layer's KV head 0; the next heads follow
@@ -34,7 +34,7 @@ struct AttendWork {
     size_t page_bytes;
     const KvLayout* layout;
     float scale;
-    int window;  // 0: none
+    int window;        // 0: none
     int chunk_tokens;  // kChunkTokens, a multiple of 64
     int chunk_begin, chunk_end;
     float* partials;  // null, or [rows * group][2 + padded_dim]: max, sum, unnormalised output of one chunk

@@ -238,7 +238,8 @@ inline void sum_steps(const int16_t* codes, const int8_t* a, int first, int last
 template <int BITS>
 inline void unpack_codes(const uint8_t* planes, int16_t* codes) {
     for (int step = 0; step < 8; ++step)
-        for (int b = 0; b < kPlane; ++b) codes[step * kPlane + b] = static_cast<int16_t>(code_at<BITS>(planes, step, b));
+        for (int b = 0; b < kPlane; ++b)
+            codes[step * kPlane + b] = static_cast<int16_t>(code_at<BITS>(planes, step, b));
 }
 
 template <int BITS, int ROWS>
@@ -258,7 +259,8 @@ inline void scaled_dots(const uint8_t* planes, const uint8_t* scales, const int8
         sum_steps(codes, a[r], 0, 4, low);
         sum_steps(codes, a[r], 4, 8, high);
         for (int lane = 0; lane < 16; ++lane) {
-            const int first = static_cast<int8_t>(scales[2 * lane]), second = static_cast<int8_t>(scales[2 * lane + 1]);
+            const int first = static_cast<int8_t>(scales[2 * lane]),
+                      second = static_cast<int8_t>(scales[2 * lane + 1]);
             out[r].v[lane] = first * (low[lane] - 32 * sums[r][0]) + second * (high[lane] - 32 * sums[r][1]);
         }
     }

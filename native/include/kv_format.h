@@ -17,8 +17,8 @@ constexpr int kChunkTokens = 512;  // softmax partials are always cut at multipl
 
 struct KvLayout {
     KvFormat format = KvFormat::bf16;
-    int head_dim = 0;    // a multiple of 4
-    int padded_dim = 0;  // of a V row, a multiple of 16
+    int head_dim = 0;                                             // a multiple of 4
+    int padded_dim = 0;                                           // of a V row, a multiple of 16
     size_t v_offset = 0, k_scale_offset = 0, v_scale_offset = 0;  // bytes from the start of a block
     size_t block_bytes = 0;                                       // of one (layer, KV head)
 

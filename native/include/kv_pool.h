@@ -6,7 +6,7 @@
 namespace kvern {
 
 class KvPool {
-   public:
+  public:
     // Throws std::invalid_argument for sizes that overflow, std::bad_alloc when the mapping is refused.
     KvPool(int64_t pages, size_t page_bytes);
     ~KvPool();
@@ -18,7 +18,7 @@ class KvPool {
     uint8_t* data() { return data_; }
     uint8_t* page(int64_t id) { return data_ + static_cast<size_t>(id) * page_bytes_; }
 
-   private:
+  private:
     int64_t pages_;
     size_t page_bytes_, mapped_ = 0;
     uint8_t *mapping_ = nullptr, *data_ = nullptr;

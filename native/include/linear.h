@@ -34,8 +34,8 @@ struct LinearWork {
     WeightView weight;
     const EncodedRows* x;
     float* y;
-    int64_t y_stride;    // floats
-    const float* bias;   // null, or [n]; added last
+    int64_t y_stride;              // floats
+    const float* bias;             // null, or [n]; added last
     const char** route = nullptr;  // null, or told which code served the rows (for tests, one worker)
 };
 

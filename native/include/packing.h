@@ -26,9 +26,9 @@ Format parse_format(const std::string& name);
 int64_t packed_tile_bytes(Format format, int64_t k);
 
 class PackedWeight {
-   public:
-    // `data`: `bytes` of whole rows in the file's order. Output i is file row `rows[i]` (null: i, and n rows exactly).
-    // Throws std::invalid_argument when a size, a row number or the format does not fit.
+  public:
+    // `data`: `bytes` of whole rows in the file's order. Output i is file row `rows[i]` (null: i, and n rows
+    // exactly). Throws std::invalid_argument when a size, a row number or the format does not fit.
     static PackedWeight from_blocks(Format format, const uint8_t* data, size_t bytes, int64_t n, int64_t k,
                                     const int32_t* rows, Pool* pool);
     // f32, bf16 (nearest even) or w8a8 (scale = max|w| / 127 per output) from float32 [n][k]; w8a8 refuses values
@@ -40,7 +40,7 @@ class PackedWeight {
     // Output `row` as float32[k]: exactly d * code + m. `row` must be in [0, n).
     void row(int64_t row, float* out) const;
 
-   private:
+  private:
     PackedWeight(Format format, int64_t n, int64_t k);
     struct Free {
         void operator()(uint8_t* p) const;

@@ -72,7 +72,7 @@ struct StepView {
 };
 
 class Program {
-   public:
+  public:
     // Throws std::invalid_argument when any operation refers to something that is not there or does not fit.
     Program(std::shared_ptr<Pool> pool, const KernelTable& kernels, ProgramSpec spec, ProgramLimits limits);
 
@@ -89,10 +89,10 @@ class Program {
     int units() const { return static_cast<int>(spec_.units.size()); }
     size_t scratch_bytes() const { return scratch_bytes_; }
 
-   private:
+  private:
     struct Active {
-        std::vector<int32_t> rows, positions;   // rows of the batch; compact order
-        std::vector<int32_t> slices, begin;     // active slices and their first compact row (one more at the end)
+        std::vector<int32_t> rows, positions;  // rows of the batch; compact order
+        std::vector<int32_t> slices, begin;    // active slices and their first compact row (one more at the end)
     };
     struct AttendItem {
         int32_t slice, head, row_begin, row_end, chunk_begin, chunk_end;

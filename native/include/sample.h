@@ -53,8 +53,8 @@ struct SampleTable {
     // The token of a row, or -1 with `fault` set.
     int32_t (*choose)(const SampleRow&, SampleScratch&, SampleFault* fault);
     // Log-probability and rank of `token` under softmax(logits), and the `top` most likely tokens.
-    TokenScore (*score)(const float* logits, int vocab, int32_t token, int top, int32_t* top_ids,
-                        float* top_logprobs, SampleScratch&);
+    TokenScore (*score)(const float* logits, int vocab, int32_t token, int top, int32_t* top_ids, float* top_logprobs,
+                        SampleScratch&);
     bool (*usable)(const float* logits, int vocab);  // no NaN, no +infinity, something finite
 };
 

@@ -12,13 +12,13 @@ namespace kvern {
 
 // Flush-to-zero and denormals-are-zero for the calling thread, restored at the end of the scope.
 class FlushDenormals {
-   public:
+  public:
     FlushDenormals();
     ~FlushDenormals();
     FlushDenormals(const FlushDenormals&) = delete;
     FlushDenormals& operator=(const FlushDenormals&) = delete;
 
-   private:
+  private:
     unsigned saved_;
 };
 
@@ -26,7 +26,7 @@ class FlushDenormals {
 // Tasks must not throw and must not call `run` on the same pool. Results never depend on the number of workers as
 // long as tasks write disjoint memory.
 class Pool {
-   public:
+  public:
     // workers >= 1. `pin` ties workers 1.. to one CPU each (the caller's thread is left as it is).
     explicit Pool(int workers, bool pin = false);
     ~Pool();
@@ -56,7 +56,7 @@ class Pool {
         });
     }
 
-   private:
+  private:
     using Task = void (*)(void* context, int worker, int workers);
     void run_task(Task task, void* context);
     void serve(int worker);

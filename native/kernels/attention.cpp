@@ -204,12 +204,18 @@ void fold_block(const Vector* at, const Block& block) {
 
 void fold(const Vector* at, int count, const Block& block) {
     switch (count) {
-        case 1: return fold_block<1>(at, block);
-        case 2: return fold_block<2>(at, block);
-        case 3: return fold_block<3>(at, block);
-        case 4: return fold_block<4>(at, block);
-        case 5: return fold_block<5>(at, block);
-        default: return fold_block<kTile>(at, block);
+        case 1:
+            return fold_block<1>(at, block);
+        case 2:
+            return fold_block<2>(at, block);
+        case 3:
+            return fold_block<3>(at, block);
+        case 4:
+            return fold_block<4>(at, block);
+        case 5:
+            return fold_block<5>(at, block);
+        default:
+            return fold_block<kTile>(at, block);
     }
 }
 
@@ -221,8 +227,7 @@ void merge_into(float* state, const float* part, int padded_dim) {
     state[0] = now;
     state[1] = std::fma(state[1], shift[0], part[1] * shift[1]);
     for (int d = 0; d < padded_dim; d += 16)
-        store(state + 2 + d,
-              fma(load(state + 2 + d), splat(shift[0]), load(part + 2 + d) * splat(shift[1])));
+        store(state + 2 + d, fma(load(state + 2 + d), splat(shift[0]), load(part + 2 + d) * splat(shift[1])));
 }
 
 void finish(const float* state, int head_dim, float* out) {
@@ -299,7 +304,8 @@ void attend(const AttendWork& work) {
             if (work.positions[row] < chunk * work.chunk_tokens ||
                 lowest_position(work, row) >= (chunk + 1) * work.chunk_tokens)
                 continue;
-            const bool is_first = chunk == work.chunk_begin || chunk == lowest_position(work, row) / work.chunk_tokens;
+            const bool is_first =
+                chunk == work.chunk_begin || chunk == lowest_position(work, row) / work.chunk_tokens;
             if (is_first)
                 std::copy(part, part + scratch.state_width, running);
             else

@@ -25,7 +25,7 @@ struct alignas(64) TileConfig {
 
 // Tiles 0..3 are sums, 4 (and 5) rows of activations of `bytes` each, 6 (and 7) weights.
 class Tiles {
-   public:
+  public:
     Tiles(int rows, int bytes) {
         TileConfig config;
         for (int tile = 0; tile < 8; ++tile) {
@@ -185,13 +185,13 @@ inline void wide_sums(const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-#define KVERN_STEP(C)                                     \
-    if constexpr (N > C) {                                \
+#define KVERN_STEP(C)                                      \
+    if constexpr (N > C) {                                 \
         _tile_loadd(6, b + C * tile_bytes + s * 1024, 64); \
-        if constexpr (BF16)                               \
-            _tile_dpbf16ps(C, 4, 6);                      \
-        else                                              \
-            _tile_dpbsud(C, 4, 6);                        \
+        if constexpr (BF16)                                \
+            _tile_dpbf16ps(C, 4, 6);                       \
+        else                                               \
+            _tile_dpbsud(C, 4, 6);                         \
     }
     for (int64_t s = 0; s < steps; ++s) {
         _tile_loadd(4, a + s * 64, a_bytes);
@@ -234,8 +234,7 @@ void wide_block(const Block& block, int64_t t) {
     _tile_stored(2, sums[2], 64);
     _tile_stored(3, sums[3], 64);
     memory_is_written();
-    for (int i = 0; i < N; ++i)
-        store_wide<BF16>(block, sums[i], tile + i * work.weight.tile_bytes, (t + i) * 16);
+    for (int i = 0; i < N; ++i) store_wide<BF16>(block, sums[i], tile + i * work.weight.tile_bytes, (t + i) * 16);
 }
 
 template <bool BF16>
@@ -253,7 +252,8 @@ void wide_pass(const LinearWork& work, int64_t row_begin, int64_t row_end, int64
 template <TilesKernel PASS, Format F, int FEWEST>
 struct Route {
     static inline TilesKernel few = nullptr;
-    static void run(const LinearWork& work, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
+    static void run(const LinearWork& work, int64_t row_begin, int64_t row_end, int64_t tile_begin,
+                    int64_t tile_end) {
         by_sixteen<PASS, FEWEST>(work, few, row_begin, row_end, tile_begin, tile_end);
     }
     static void set(KernelTable& table) {

@@ -10,8 +10,8 @@ namespace {
 template <Format F>
 struct Layout {
     static constexpr bool super = F == Format::q4_k || F == Format::q5_k || F == Format::q6_k;
-    static constexpr int bits = F == Format::q8_0                          ? 8
-                                : F == Format::q6_k                        ? 6
+    static constexpr int bits = F == Format::q8_0                                             ? 8
+                                : F == Format::q6_k                                           ? 6
                                 : F == Format::q5_0 || F == Format::q5_1 || F == Format::q5_k ? 5
                                                                                               : 4;
     static constexpr bool has_d_only = F == Format::q4_0 || F == Format::q5_0 || F == Format::q8_0;

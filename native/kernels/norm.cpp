@@ -32,8 +32,6 @@ void norm_rows(const NormWork& work, int begin, int end) {
     }
 }
 
-void fill_norm(KernelTable& table) {
-    table.rows.norm = norm_rows;
-}
+void fill_norm(KernelTable& table) { table.rows.norm = norm_rows; }
 
 }  // namespace kvern::KVERN_ISA_NS

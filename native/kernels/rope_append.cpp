@@ -71,7 +71,8 @@ void write_kv8(const KvLayout& at, uint8_t* block, int slot, const float* k, con
 void rope_append(const RopeAppendRow& row) {
     const KvLayout& at = *row.layout;
     const int half = row.rotary_dims / 2;
-    for (int h = 0; h < row.heads; ++h) rotate(row.q + static_cast<size_t>(h) * at.head_dim, row.cosine, row.sine, half);
+    for (int h = 0; h < row.heads; ++h)
+        rotate(row.q + static_cast<size_t>(h) * at.head_dim, row.cosine, row.sine, half);
     for (int h = 0; h < row.kv_heads; ++h) {
         float* k = row.k + static_cast<size_t>(h) * at.head_dim;
         const float* v = row.v + static_cast<size_t>(h) * at.head_dim;
@@ -84,8 +85,6 @@ void rope_append(const RopeAppendRow& row) {
     }
 }
 
-void fill_rope_append(KernelTable& table) {
-    table.attention.rope_append = rope_append;
-}
+void fill_rope_append(KernelTable& table) { table.attention.rope_append = rope_append; }
 
 }  // namespace kvern::KVERN_ISA_NS

@@ -46,9 +46,12 @@ double total_of(const float* x, int count, float top, float floor) {
     return total;
 }
 
-bool better(const Candidate& a, const Candidate& b) {
-    return a.value > b.value || (a.value == b.value && a.id < b.id);
-}
+// A type of this namespace, so that each instruction set gets its own instance of the standard library's sort.
+struct Better {
+    bool operator()(const Candidate& a, const Candidate& b) const {
+        return a.value > b.value || (a.value == b.value && a.id < b.id);
+    }
+};
 
 // The candidates with value >= floor (never -infinity), best first, at most `limit` of them.
 void best_above(const float* x, int count, float floor, size_t limit, std::vector<Candidate>& found) {
@@ -56,10 +59,10 @@ void best_above(const float* x, int count, float floor, size_t limit, std::vecto
     for (int i = 0; i < count; ++i)
         if (x[i] >= floor && x[i] > -kInfinity) found.push_back({x[i], i});
     if (found.size() > limit) {
-        std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(limit), found.end(), better);
+        std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(limit), found.end(), Better{});
         found.resize(limit);
     }
-    std::sort(found.begin(), found.end(), better);
+    std::sort(found.begin(), found.end(), Better{});
 }
 
 // The `limit` best values, without sorting the whole vocabulary.
@@ -195,8 +198,8 @@ int32_t choose_token(const SampleRow& row, SampleScratch& scratch, SampleFault* 
     return greedy ? first_at(x, row.vocab, top) : draw(row, x, top, scratch);
 }
 
-TokenScore score_token(const float* logits, int vocab, int32_t token, int top, int32_t* top_ids,
-                       float* top_logprobs, SampleScratch& scratch) {
+TokenScore score_token(const float* logits, int vocab, int32_t token, int top, int32_t* top_ids, float* top_logprobs,
+                       SampleScratch& scratch) {
     const float highest = top_of(logits, vocab);
     const double log_total = std::log(total_of(logits, vocab, highest, 0.0f));
     const auto logprob = [&](float value) {
@@ -214,8 +217,6 @@ TokenScore score_token(const float* logits, int vocab, int32_t token, int top, i
     return {logprob(own), rank};
 }
 
-void fill_sample(KernelTable& table) {
-    table.sample = {choose_token, score_token, usable_logits};
-}
+void fill_sample(KernelTable& table) { table.sample = {choose_token, score_token, usable_logits}; }
 
 }  // namespace kvern::KVERN_ISA_NS

@@ -5,10 +5,10 @@
 namespace kvern {
 namespace {
 
-constexpr int HALVES = 32;     // bytes of 16 f16 numbers
-constexpr int PLANE = 64;      // bytes of one step's 16 x 4 codes
-constexpr int NIBBLES = 256;   // bytes of a group's nibble plane
-constexpr int GROUPS = 8;      // of 32 in a super-block of 256
+constexpr int HALVES = 32;    // bytes of 16 f16 numbers
+constexpr int PLANE = 64;     // bytes of one step's 16 x 4 codes
+constexpr int NIBBLES = 256;  // bytes of a group's nibble plane
+constexpr int GROUPS = 8;     // of 32 in a super-block of 256
 
 int plane_bytes(int bits) {
     if (bits == 8) return 8 * PLANE;
@@ -136,10 +136,14 @@ struct Scale {
 Scale simple_scale(Format format, const uint8_t* header, int lane) {
     const float d = half_at(header + 2 * lane);
     switch (format) {
-        case Format::q4_0: return {d, -8.0f * d};
-        case Format::q5_0: return {d, -16.0f * d};
-        case Format::q8_0: return {d, -128.0f * d};
-        default: return {d, half_at(header + HALVES + 2 * lane)};
+        case Format::q4_0:
+            return {d, -8.0f * d};
+        case Format::q5_0:
+            return {d, -16.0f * d};
+        case Format::q8_0:
+            return {d, -128.0f * d};
+        default:
+            return {d, half_at(header + HALVES + 2 * lane)};
     }
 }
 
@@ -152,7 +156,8 @@ Scale super_scale(Format format, const uint8_t* header, int lane, int i) {
         return {scale, -32.0f * scale};
     }
     const uint8_t* codes = header + 2 * HALVES + group * 16 + lane;
-    return {d * static_cast<float>(codes[0]), -(half_at(header + HALVES + 2 * lane) * static_cast<float>(codes[128]))};
+    return {d * static_cast<float>(codes[0]),
+            -(half_at(header + HALVES + 2 * lane) * static_cast<float>(codes[128]))};
 }
 
 }  // namespace

@@ -9,9 +9,7 @@ namespace {
 
 constexpr int64_t ROWS_BYTES = 192 << 10;  // encoded rows that stay in the second-level cache while tiles pass by
 
-int64_t array_bytes(int64_t count, size_t item) {
-    return round_up(count * static_cast<int64_t>(item), 64);
-}
+int64_t array_bytes(int64_t count, size_t item) { return round_up(count * static_cast<int64_t>(item), 64); }
 
 int64_t code_stride(RowCode code, int64_t k) {
     if (code == RowCode::q8_row) return round_up(k, 64);
@@ -68,16 +66,21 @@ EncodedRows plain_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k
 RowCode row_code(Format format, const LinearTable& table) {
     switch (format) {
         case Format::f32:
-        case Format::f16: return RowCode::f32;
-        case Format::bf16: return table.bf16_rows;
-        case Format::w8a8: return RowCode::q8_row;
-        default: return RowCode::q8_group;
+        case Format::f16:
+            return RowCode::f32;
+        case Format::bf16:
+            return table.bf16_rows;
+        case Format::w8a8:
+            return RowCode::q8_row;
+        default:
+            return RowCode::q8_group;
     }
 }
 
 void encode_rows(Pool& pool, const LinearTable& table, const float* x, int64_t x_stride, const EncodedRows& out) {
     if (out.code == RowCode::f32) return;
-    pool.parallel_for(out.rows, 1, [&](int64_t begin, int64_t end, int) { table.encode(x, x_stride, out, begin, end); });
+    pool.parallel_for(out.rows, 1,
+                      [&](int64_t begin, int64_t end, int) { table.encode(x, x_stride, out, begin, end); });
 }
 
 void run_linear(Pool& pool, const LinearTable& table, const LinearWork& work) {

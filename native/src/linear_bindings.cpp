@@ -49,8 +49,7 @@ NumpyMatrix<T> own_matrix(T* data, int64_t rows, int64_t columns) {
 template <class T>
 NumpyMatrix<T> copied_matrix(const T* from, int64_t rows, int64_t columns, int64_t stride) {
     T* data = new T[static_cast<size_t>(rows * columns)];
-    for (int64_t r = 0; r < rows; ++r)
-        std::copy(from + r * stride, from + r * stride + columns, data + r * columns);
+    for (int64_t r = 0; r < rows; ++r) std::copy(from + r * stride, from + r * stride + columns, data + r * columns);
     return own_matrix(data, rows, columns);
 }
 
@@ -192,7 +191,8 @@ nb::dict quantize_rows(Matrix x, const std::string& kind, std::optional<std::str
 
 void register_linear(nb::module_& module) {
     using namespace nb::literals;
-    module.def("isa", [] { return kernels().isa; }, "The instruction set in use (KVERN_ISA may choose a lesser one).");
+    module.def(
+        "isa", [] { return kernels().isa; }, "The instruction set in use (KVERN_ISA may choose a lesser one).");
     module.def("available_isas", [] { return available_isas(); }, "Best first.");
     nb::class_<Pool>(module, "Pool", "Worker threads; the calling thread is one of them.")
         .def(nb::init<int, bool>(), "threads"_a, "pin"_a = false)
@@ -209,10 +209,12 @@ void register_linear(nb::module_& module) {
         .def("rows", weight_rows, "ids"_a, "float32[len(ids), k].");
     module.def("linear", linear, "x"_a, "weight"_a, "bias"_a = nb::none(), "isa"_a = nb::none(), "threads"_a = 1,
                "pool"_a = nb::none(), "x @ weight.T (+ bias): float32[m, k] to float32[m, n].");
-    module.def("linear_route", linear_route, "x"_a, "weight"_a, "isa"_a = nb::none(), "The code that served the rows.");
+    module.def("linear_route", linear_route, "x"_a, "weight"_a, "isa"_a = nb::none(),
+               "The code that served the rows.");
     module.def("repeat_linear", repeat_linear, "x"_a, "weight"_a, "times"_a, "isa"_a, "pool"_a, "For benchmarks.");
-    module.def("multiply_add_peak", [](int64_t loops) { return kernels().linear.multiply_add_peak(loops); }, "loops"_a,
-               "For benchmarks: int8 operations done in registers; 0 where not measured.");
+    module.def(
+        "multiply_add_peak", [](int64_t loops) { return kernels().linear.multiply_add_peak(loops); }, "loops"_a,
+        "For benchmarks: int8 operations done in registers; 0 where not measured.");
     module.def(
         "read_weight",
         [](const PackedWeight& w, int times) {

@@ -31,8 +31,8 @@ void make_operation(Operation* self, int code, const std::vector<int32_t>& slots
                     int32_t parts, float value) {
     if (code < 0 || code > static_cast<int>(OpCode::add) || slots.size() != 5)
         throw std::invalid_argument("operation needs a known code and five slots (a, b, c, out, layer)");
-    new (self) Operation{static_cast<OpCode>(code), slots[0], slots[1], slots[2], slots[3],
-                         weight,                    vector,   slots[4], parts,    value};
+    new (self) Operation{
+        static_cast<OpCode>(code), slots[0], slots[1], slots[2], slots[3], weight, vector, slots[4], parts, value};
 }
 
 RowCode code_of_weight(const ProgramSpec& spec, int32_t weight, const KernelTable& table) {
@@ -85,7 +85,8 @@ std::vector<int32_t> copied(const Values& values) {
 }
 
 nb::object step(Program& model, nb::handle batch) {
-    const auto tokens = array<const int32_t, 1>(batch, "tokens"), positions = array<const int32_t, 1>(batch, "positions");
+    const auto tokens = array<const int32_t, 1>(batch, "tokens"),
+               positions = array<const int32_t, 1>(batch, "positions");
     const auto row_begin = array<const int32_t, 1>(batch, "row_begin");
     const auto unit_begin = array<const int32_t, 1>(batch, "unit_begin");
     const auto unit_end = array<const int32_t, 1>(batch, "unit_end");
@@ -108,10 +109,21 @@ nb::object step(Program& model, nb::handle batch) {
     // What is checked must be what is used: another Python thread may write to the batch once the GIL is released.
     const std::vector<int32_t> own[] = {copied(tokens),   copied(positions), copied(row_begin), copied(unit_begin),
                                         copied(unit_end), copied(table),     copied(logit_rows)};
-    const StepView view{own[0].data(), own[1].data(), own[2].data(), own[3].data(), own[4].data(),
-                        own[5].data(), own[6].data(), hidden.data(), stop.data(),   rows,
-                        slices,        static_cast<int64_t>(table.shape(1)),        static_cast<int64_t>(wanted),
-                        logits.data(), reached.data()};
+    const StepView view{own[0].data(),
+                        own[1].data(),
+                        own[2].data(),
+                        own[3].data(),
+                        own[4].data(),
+                        own[5].data(),
+                        own[6].data(),
+                        hidden.data(),
+                        stop.data(),
+                        rows,
+                        slices,
+                        static_cast<int64_t>(table.shape(1)),
+                        static_cast<int64_t>(wanted),
+                        logits.data(),
+                        reached.data()};
     {
         nb::gil_scoped_release release;
         model.step(view);

@@ -42,7 +42,8 @@ void require(bool ok, const std::string& message) {
 
 void check_shape(Format format, int64_t n, int64_t k) {
     const FormatInfo& info = format_info(format);
-    const std::string shape = std::string(info.name) + " weight [" + std::to_string(n) + ", " + std::to_string(k) + "]";
+    const std::string shape =
+        std::string(info.name) + " weight [" + std::to_string(n) + ", " + std::to_string(k) + "]";
     require(n >= 1 && k >= 1 && n < MAX_SIDE && k < MAX_SIDE, shape + ": both sides must be at least 1");
     require(k % info.block == 0, shape + ": inputs must be a multiple of " + std::to_string(info.block));
     require(format != Format::w8a8 || k <= MAX_W8A8_INPUTS, shape + ": at most 65536 inputs");
@@ -96,8 +97,8 @@ void pack_w8a8(const WeightView& view, uint8_t* out, int64_t tile, const float* 
 
 void check_rows(const float* data, int64_t n, int64_t k) {
     for (int64_t i = 0; i < n * k; ++i)
-        require(std::isfinite(data[i]), "w8a8: weight [" + std::to_string(i / k) + ", " + std::to_string(i % k) +
-                                            "] is not a finite number");
+        require(std::isfinite(data[i]),
+                "w8a8: weight [" + std::to_string(i / k) + ", " + std::to_string(i % k) + "] is not a finite number");
 }
 
 // Inputs of one row that lie `deep` apart in lanes of plain numbers.
@@ -143,11 +144,16 @@ Format parse_format(const std::string& name) {
 
 int64_t packed_tile_bytes(Format format, int64_t k) {
     switch (format) {
-        case Format::f32: return k * 64;
-        case Format::f16: return round_up(k, 2) * 32;
-        case Format::bf16: return round_up(k, 32) * 32;
-        case Format::w8a8: return 64 + round_up(k, 64) * 16;
-        default: return packed_blocks_bytes(format, k);
+        case Format::f32:
+            return k * 64;
+        case Format::f16:
+            return round_up(k, 2) * 32;
+        case Format::bf16:
+            return round_up(k, 32) * 32;
+        case Format::w8a8:
+            return 64 + round_up(k, 64) * 16;
+        default:
+            return packed_blocks_bytes(format, k);
     }
 }
 
@@ -181,8 +187,9 @@ PackedWeight PackedWeight::from_blocks(Format format, const uint8_t* data, size_
             std::string(info.name) + " weight [" + std::to_string(n) + ", " + std::to_string(k) + "]: " +
                 std::to_string(bytes) + " bytes do not hold whole rows of " + std::to_string(row_bytes) + " bytes");
     for (int64_t i = 0; rows && i < n; ++i)
-        require(rows[i] >= 0 && rows[i] < file_rows, "row " + std::to_string(rows[i]) + " of the permutation is not " +
-                                                         "one of the " + std::to_string(file_rows) + " rows given");
+        require(rows[i] >= 0 && rows[i] < file_rows, "row " + std::to_string(rows[i]) +
+                                                         " of the permutation is not " + "one of the " +
+                                                         std::to_string(file_rows) + " rows given");
     PackedWeight packed(format, n, k);
     const WeightView& view = packed.view_;
     for_each_tile(pool, (n + 15) / 16, [&](int64_t tile) {

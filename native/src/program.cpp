@@ -105,13 +105,15 @@ void Program::check_operation(const Operation& op, bool in_unit) const {
         return spec_.weights[static_cast<size_t>(index)]->view();
     };
     const auto fresh = [&](int32_t index) {
-        require(index > kLogits && static_cast<size_t>(index) < spec_.slots.size(), "output slot is not a scratch slot");
+        require(index > kLogits && static_cast<size_t>(index) < spec_.slots.size(),
+                "output slot is not a scratch slot");
         return static_cast<int64_t>(spec_.slots[static_cast<size_t>(index)]);
     };
     switch (op.code) {
         case OpCode::embed: {
             const WeightView& table = weight_of(op.weight);
-            require(!in_unit && table.n == spec_.vocab && table.k == spec_.hidden, "embedding table has another shape");
+            require(!in_unit && table.n == spec_.vocab && table.k == spec_.hidden,
+                    "embedding table has another shape");
             return;
         }
         case OpCode::norm:
@@ -136,7 +138,8 @@ void Program::check_operation(const Operation& op, bool in_unit) const {
             const LayerShape& layer = spec_.layers[static_cast<size_t>(op.layer)];
             const int64_t q = int64_t{layer.heads} * layer.head_dim, kv = int64_t{layer.kv_heads} * layer.head_dim;
             require(fresh(op.a) == q && fresh(op.b) == kv && fresh(op.c) == kv && fresh(op.out) == q &&
-                        op.a != op.b && op.a != op.out && op.b != op.c && op.a != op.c && op.out != op.b && op.out != op.c,
+                        op.a != op.b && op.a != op.out && op.b != op.c && op.a != op.c && op.out != op.b &&
+                        op.out != op.c,
                     "attend slots");
             return;
         }
@@ -144,7 +147,9 @@ void Program::check_operation(const Operation& op, bool in_unit) const {
             require(fresh(op.a) == fresh(op.b) && fresh(op.a) == fresh(op.out), "gate widths");
             require(op.parts == 0 || op.parts == 1, "unknown activation");
             return;
-        case OpCode::add: require(in_unit && fresh(op.a) == spec_.hidden, "add width"); return;
+        case OpCode::add:
+            require(in_unit && fresh(op.a) == spec_.hidden, "add width");
+            return;
     }
     throw std::invalid_argument("unknown operation");
 }
@@ -205,7 +210,8 @@ void Program::check_step(const StepView& step) const {
                     in_range("token", step.tokens[r], spec_.vocab));
         }
         const int64_t last_page = step.positions[end - 1] / kPageTokens;
-        require(last_page < step.table_width, "block table of slice " + std::to_string(s) + " ends before its last row");
+        require(last_page < step.table_width,
+                "block table of slice " + std::to_string(s) + " ends before its last row");
         for (int64_t j = 0; j <= last_page; ++j) {
             const int32_t page = step.block_table[s * step.table_width + j];
             require(page >= 0 && page < page_count, in_range("page", page, page_count));
@@ -277,8 +283,7 @@ void Program::step(const StepView& step) {
                         static_cast<size_t>(step.row_begin[s + 1] - step.row_begin[s]) * width_bytes);
     }
     // A stop leaves no slice at the last unit, so there is nothing to read logits from.
-    if (whole && step.logit_count > 0)
-        run(spec_.head, step, step.logit_rows, static_cast<int>(step.logit_count));
+    if (whole && step.logit_count > 0) run(spec_.head, step, step.logit_rows, static_cast<int>(step.logit_count));
 }
 
 }  // namespace kvern

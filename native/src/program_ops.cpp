@@ -17,9 +17,8 @@ constexpr int kLinearRows = 64;           // rows that a weight tile serves befo
 template <class F>
 void Program::for_rows(int rows, int64_t work_per_row, F&& f) {
     if (rows * work_per_row < kWorthSharing || pool_->workers() == 1) return f(0, rows);
-    pool_->parallel_for(rows, 1, [&](int64_t begin, int64_t end, int) {
-        f(static_cast<int>(begin), static_cast<int>(end));
-    });
+    pool_->parallel_for(rows, 1,
+                        [&](int64_t begin, int64_t end, int) { f(static_cast<int>(begin), static_cast<int>(end)); });
 }
 
 // Angles are rounded to float32 as the models were trained; their cosines are exact to float32.
@@ -43,16 +42,26 @@ void Program::run(const std::vector<Operation>& ops, const StepView& step, const
     for (size_t i = 0; i < ops.size(); ++i) {
         const Operation& op = ops[i];
         switch (op.code) {
-            case OpCode::embed: run_embed(op, step, index, rows); break;
+            case OpCode::embed:
+                run_embed(op, step, index, rows);
+                break;
             case OpCode::norm: {
                 const auto w = static_cast<int32_t>(width(op.a) / op.parts);
-                const NormWork work{slot(op.a), slot(op.out), static_cast<size_t>(width(op.a)),
-                                    static_cast<size_t>(width(op.out)), op.a == kResidual ? index : nullptr,
-                                    spec_.vectors[static_cast<size_t>(op.vector)].data(), w, op.parts, op.value};
+                const NormWork work{slot(op.a),
+                                    slot(op.out),
+                                    static_cast<size_t>(width(op.a)),
+                                    static_cast<size_t>(width(op.out)),
+                                    op.a == kResidual ? index : nullptr,
+                                    spec_.vectors[static_cast<size_t>(op.vector)].data(),
+                                    w,
+                                    op.parts,
+                                    op.value};
                 for_rows(rows, width(op.a), [&](int begin, int end) { kernels_.rows.norm(work, begin, end); });
                 break;
             }
-            case OpCode::encode: run_encode(op, rows); break;
+            case OpCode::encode:
+                run_encode(op, rows);
+                break;
             case OpCode::linear: {
                 size_t count = 1;  // neighbours read the same rows: one parallel region for all
                 while (i + count < ops.size() && ops[i + count].code == OpCode::linear) ++count;
@@ -60,11 +69,13 @@ void Program::run(const std::vector<Operation>& ops, const StepView& step, const
                 i += count - 1;
                 break;
             }
-            case OpCode::attend: run_attend(op, step); break;
+            case OpCode::attend:
+                run_attend(op, step);
+                break;
             case OpCode::gate: {
                 const auto w = static_cast<size_t>(width(op.a));
-                const GateWork work{slot(op.a), slot(op.b), slot(op.out), w, w, w, static_cast<int>(w),
-                                    static_cast<Activation>(op.parts)};
+                const GateWork work{slot(op.a), slot(op.b), slot(op.out),        w,
+                                    w,          w,          static_cast<int>(w), static_cast<Activation>(op.parts)};
                 for_rows(rows, width(op.a) * 8, [&](int begin, int end) { kernels_.rows.gate(work, begin, end); });
                 break;
             }
@@ -99,9 +110,8 @@ void Program::run_encode(const Operation& op, int rows) {
     const EncodedRows out = encoded(op.a, rows);
     if (out.code == RowCode::f32) return;
     const int32_t from = spec_.encodings[static_cast<size_t>(op.a)].slot;
-    for_rows(rows, width(from) * 2, [&](int begin, int end) {
-        kernels_.linear.encode(slot(from), width(from), out, begin, end);
-    });
+    for_rows(rows, width(from) * 2,
+             [&](int begin, int end) { kernels_.linear.encode(slot(from), width(from), out, begin, end); });
 }
 
 // Items are (matrix, block of rows, tile of 16 outputs); each worker runs one contiguous share of them.
@@ -156,12 +166,11 @@ void Program::append_rows(const Operation& op, const StepView& step) {
             const int32_t position = active_.positions[static_cast<size_t>(i)];
             const int32_t page = step.block_table[slices[s] * step.table_width + position / kPageTokens];
             const size_t angle = static_cast<size_t>(active_.rows[static_cast<size_t>(i)]) * half;
-            kernels_.attention.rope_append({slot(op.a) + i * width(op.a), slot(op.b) + i * width(op.b),
-                                            slot(op.c) + i * width(op.c), cosines_[rope].get() + angle,
-                                            sines_[rope].get() + angle,
-                                            pages_.page(page) + layer_offsets_[static_cast<size_t>(op.layer)], &layout,
-                                            shape.heads, shape.kv_heads, static_cast<int>(2 * half),
-                                            position % kPageTokens});
+            kernels_.attention.rope_append(
+                {slot(op.a) + i * width(op.a), slot(op.b) + i * width(op.b), slot(op.c) + i * width(op.c),
+                 cosines_[rope].get() + angle, sines_[rope].get() + angle,
+                 pages_.page(page) + layer_offsets_[static_cast<size_t>(op.layer)], &layout, shape.heads,
+                 shape.kv_heads, static_cast<int>(2 * half), position % kPageTokens});
         }
     });
 }
@@ -213,7 +222,8 @@ void Program::attend_item(const Operation& op, const StepView& step, const Atten
     const LayerShape& shape = spec_.layers[static_cast<size_t>(op.layer)];
     const KvLayout& layout = layouts_[static_cast<size_t>(op.layer)];
     const int group = shape.heads / shape.kv_heads;
-    const int64_t row_width = width(op.a), at = item.row_begin * row_width + int64_t{item.head} * group * shape.head_dim;
+    const int64_t row_width = width(op.a),
+                  at = item.row_begin * row_width + int64_t{item.head} * group * shape.head_dim;
     AttendWork work{};
     work.q = slot(op.a) + at;
     work.out = slot(op.out) + at;

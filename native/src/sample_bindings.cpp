@@ -29,7 +29,8 @@ struct IdLists {
         : ids(array<const int32_t, 1>(batch, ids_name)), begin(array<const int32_t, 1>(batch, begin_name)) {
         expect_length(begin_name, begin.shape(0), static_cast<int64_t>(rows) + 1);
         const int32_t* at = begin.data();
-        require(at[0] == 0 && at[rows] == static_cast<int64_t>(ids.shape(0)), std::string(begin_name) + " must span the ids");
+        require(at[0] == 0 && at[rows] == static_cast<int64_t>(ids.shape(0)),
+                std::string(begin_name) + " must span the ids");
         for (size_t r = 0; r < rows; ++r) require(at[r] <= at[r + 1], std::string(begin_name) + " must ascend");
         for (size_t i = 0; i < ids.shape(0); ++i)
             require(ids.data()[i] >= 0 && ids.data()[i] < vocab,
@@ -166,10 +167,10 @@ nb::object score_tokens(std::shared_ptr<Pool> pool, Array<const float, 2> logits
         const SampleTable& table = kernels().sample;
         pool->parallel_for(static_cast<int64_t>(rows), 1, [&](int64_t begin, int64_t end, int worker) {
             for (auto r = static_cast<size_t>(begin); r < static_cast<size_t>(end); ++r) {
-                const TokenScore score = table.score(logits.data() + r * static_cast<size_t>(vocab), vocab,
-                                                     tokens.data()[r], top, top_ids.data() + r * width,
-                                                     top_logprobs.data() + r * width,
-                                                     scratch[static_cast<size_t>(worker)]);
+                const TokenScore score =
+                    table.score(logits.data() + r * static_cast<size_t>(vocab), vocab, tokens.data()[r], top,
+                                top_ids.data() + r * width, top_logprobs.data() + r * width,
+                                scratch[static_cast<size_t>(worker)]);
                 logprobs.data()[r] = score.logprob;
                 ranks.data()[r] = score.rank;
             }
@@ -183,8 +184,9 @@ nb::object score_tokens(std::shared_ptr<Pool> pool, Array<const float, 2> logits
 void register_sample(nb::module_& m) {
     m.def("choose_tokens", &choose_tokens, nb::arg("pool"), nb::arg("logits").noconvert(), nb::arg("batch"),
           "(tokens int32[E], faults uint8[E]) for logits float32 [E, V] and a SampleBatch; releases the GIL.");
-    m.def("score_tokens", &score_tokens, nb::arg("pool"), nb::arg("logits").noconvert(), nb::arg("tokens").noconvert(),
-          nb::arg("top"), "(logprob [E], rank [E], top ids [E, top], top logprobs [E, top]) under softmax(logits).");
+    m.def("score_tokens", &score_tokens, nb::arg("pool"), nb::arg("logits").noconvert(),
+          nb::arg("tokens").noconvert(), nb::arg("top"),
+          "(logprob [E], rank [E], top ids [E, top], top logprobs [E, top]) under softmax(logits).");
 }
 
 }  // namespace kvern

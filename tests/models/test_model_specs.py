@@ -220,9 +220,8 @@ def test_gemma3_inside_a_model_with_a_vision_tower(root: str, tmp_path: Path) ->
     plain = open_model(tiny_models.write_hf(tmp_path / "plain", "gemma3"))
     weights = tiny_models.random_weights("gemma3", 0, sizes)
     named = {root + name.removeprefix("model."): values for name, values in weights.items()}
-    named["vision_tower.patch.weight" if root.startswith("language") else "model.vision_tower.patch.weight"] = (
-        np.ones((4, 4), np.float32)
-    )
+    tower = "vision_tower." if root.startswith("language") else "model.vision_tower."
+    named[tower + "patch.weight"] = np.ones((4, 4), np.float32)
     folder = tmp_path / "whole"
     folder.mkdir()
     tensors = {name: ("F32", values.shape, values.tobytes()) for name, values in named.items()}

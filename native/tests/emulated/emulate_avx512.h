@@ -76,7 +76,9 @@ inline Ints set1_epi8(char x) { return {_mm256_set1_epi8(x), _mm256_set1_epi8(x)
 inline Ints setzero_si512() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline __m128i low128(__m256i a) { return _mm256_castsi256_si128(a); }
 inline __m128i high128(__m256i a) { return _mm256_extracti128_si256(a, 1); }
-inline Ints cvtepu16_epi32(__m256i a) { return {_mm256_cvtepu16_epi32(low128(a)), _mm256_cvtepu16_epi32(high128(a))}; }
+inline Ints cvtepu16_epi32(__m256i a) {
+    return {_mm256_cvtepu16_epi32(low128(a)), _mm256_cvtepu16_epi32(high128(a))};
+}
 inline Ints cvtepi8_epi16(__m256i a) { return {_mm256_cvtepi8_epi16(low128(a)), _mm256_cvtepi8_epi16(high128(a))}; }
 inline Floats cvtph_ps(__m256i a) { return {_mm256_cvtph_ps(low128(a)), _mm256_cvtph_ps(high128(a))}; }
 inline Ints cvtepi8_epi32(__m128i a) {
@@ -139,8 +141,8 @@ inline void tile_stored(int t, void* base, long stride) {
         std::memcpy(static_cast<uint8_t*>(base) + r * stride, tiles.data[t][r], tiles.bytes[t]);
 }
 inline void check_product(int c, int a, int b) {
-    const bool fits = tiles.rows[c] == tiles.rows[a] && tiles.bytes[c] == tiles.bytes[b] &&
-                      tiles.bytes[a] == 4 * tiles.rows[b];
+    const bool fits =
+        tiles.rows[c] == tiles.rows[a] && tiles.bytes[c] == tiles.bytes[b] && tiles.bytes[a] == 4 * tiles.rows[b];
     if (!tiles.configured || !fits) fail();
 }
 template <class T>
@@ -172,7 +174,8 @@ inline void tile_dpbf16ps(int c, int a, int b) {
             float even = 0.0f, odd = 0.0f;
             for (int k = 0; k < tiles.bytes[a] / 4; ++k) {
                 even = std::fmaf(float_of(at<uint16_t>(a, m, 2 * k)), float_of(at<uint16_t>(b, k, 2 * n)), even);
-                odd = std::fmaf(float_of(at<uint16_t>(a, m, 2 * k + 1)), float_of(at<uint16_t>(b, k, 2 * n + 1)), odd);
+                odd =
+                    std::fmaf(float_of(at<uint16_t>(a, m, 2 * k + 1)), float_of(at<uint16_t>(b, k, 2 * n + 1)), odd);
             }
             const float sum = at<float>(c, m, n) + (even + odd);
             std::memcpy(tiles.data[c][m] + 4 * n, &sum, 4);

@@ -135,7 +135,7 @@ class ServerSettings:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8000, "port to listen on; 0 takes a free one", parse=parse_port)
     served_model_name: str | None = setting(
-        None, "name clients call the model by; by default the name it was asked for", aliases=("--alias", "-a")
+        None, "name clients call the model by; by default its own, or the file's", aliases=("--alias", "-a")
     )
     api_key: str | None = setting(None, "key that clients must send; none by default")
     event_log: bool = setting(True, "log the engine's events, from which a run can be replayed, in the state folder")
