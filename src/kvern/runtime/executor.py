@@ -33,7 +33,6 @@ class _Queued:
 
 @dataclass(slots=True)
 class _Lane:
-    thread: threading.Thread
     plans: deque[_Queued] = field(default_factory=deque)  # waiting and running; the running one is first
     wanted: threading.Condition = field(default_factory=threading.Condition)
     closing: bool = False
@@ -64,13 +63,13 @@ class LaneExecutor:
         self._never = np.zeros(1, np.uint8)  # parts of one slice run all or none
         self.python_seconds = 0.0  # spent in plans outside the device, since start
         self.device_seconds = 0.0  # spent in device calls, since start
-        self._lanes = [self._open_lane(number) for number in range(lanes)]
-
-    def _open_lane(self, number: int) -> _Lane:
-        lane = _Lane(thread=threading.Thread(name=f"kvern-lane-{number}", daemon=True))
-        lane.thread.run = lambda: self._serve(lane)  # type: ignore[method-assign]
-        lane.thread.start()
-        return lane
+        self._lanes = [_Lane() for _ in range(lanes)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(lane,), name=f"kvern-lane-{number}", daemon=True)
+            for number, lane in enumerate(self._lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # -- called by the driver -----------------------------------------------------------------------------------
 
@@ -102,8 +101,8 @@ class LaneExecutor:
             with lane.wanted:
                 lane.closing = True
                 lane.wanted.notify()
-        for lane in self._lanes:
-            lane.thread.join()
+        for thread in self._threads:
+            thread.join()
 
     # -- the lane threads ---------------------------------------------------------------------------------------
 
