@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "ceilings.h"
 #include "linear.h"
 #include "norm.h"
 #include "sample.h"
@@ -16,21 +17,35 @@
 // A new kernel file needs one X(<file>) in one of these lists.
 #define KVERN_LINEAR_FILES(X) \
     X(quantize_rows)          \
+    X(linear_decoded)         \
+    X(quantize_groups)        \
+    X(quantize_bits)          \
     X(linear_blocks)          \
+    X(linear_grouped)         \
+    X(linear_bits)            \
     X(linear_rows)            \
+    X(linear_qoq)             \
     X(linear_float)           \
+    X(linear_w4a16)           \
+    X(linear_bitstack)        \
     X(linear_amx)             \
     X(peak)
-#if defined(KVERN_LINEAR_ONLY)  // the emulated build of tests
-#define KVERN_KERNEL_FILES(X) KVERN_LINEAR_FILES(X)
+#define KVERN_ATTENTION_FILES(X) \
+    X(rope_append)               \
+    X(attention)                 \
+    X(kv_seal)
+#if defined(KVERN_LINEAR_ONLY)  // the emulated build of tests: linear layers and attention
+#define KVERN_KERNEL_FILES(X) \
+    KVERN_LINEAR_FILES(X)     \
+    KVERN_ATTENTION_FILES(X)
 #else
 #define KVERN_KERNEL_FILES(X) \
     KVERN_LINEAR_FILES(X)     \
+    KVERN_ATTENTION_FILES(X)  \
     X(norm)                   \
     X(elementwise)            \
-    X(rope_append)            \
-    X(attention)              \
-    X(sample)
+    X(sample)                 \
+    X(ceilings)
 #endif
 
 namespace kvern {
@@ -41,6 +56,7 @@ struct KernelTable {
     AttentionTable attention;  // attention.h
     RowTable rows;             // norm.h
     SampleTable sample;        // sample.h
+    CeilingTable ceilings;     // ceilings.h
 };
 
 #define KVERN_DECLARE_FILL(file) void fill_##file(KernelTable&);

@@ -42,6 +42,47 @@ inline float quick_sum(F16 a) { return sum(a); }
 inline float quick_max(F16 a) { return max_of(a); }
 #endif
 
+// The larger of each pair of integers.
+inline I16 larger(I16 a, I16 b) {
+#if defined(__AVX512F__)
+    return {_mm512_max_epi32(a.v, b.v)};
+#elif defined(__AVX2__)
+    return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+#else
+    I16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return r;
+#endif
+}
+inline int32_t largest(I16 a) {
+#if defined(__AVX2__)
+    const F16 lanes = as_float(a);
+    const __m256i pair =
+        _mm256_max_epi32(_mm256_castps_si256(detail::low(lanes)), _mm256_castps_si256(detail::high(lanes)));
+    __m128i h = _mm_max_epi32(_mm256_castsi256_si128(pair), _mm256_extracti128_si256(pair, 1));
+    h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+#else
+    int32_t most = a.v[0];
+    for (int i = 1; i < 16; ++i) most = a.v[i] > most ? a.v[i] : most;
+    return most;
+#endif
+}
+
+constexpr int kAhead = 2048;
+
+// Asks for the next BYTES of a stream that is read front to back, kAhead bytes before they are needed: without it one
+// row reads at half the rate of the second and third level caches.
+template <int BYTES>
+inline void prefetch_ahead(const uint8_t* p) {
+#if defined(__AVX2__)
+#pragma GCC unroll 16
+    for (int at = 0; at < BYTES; at += 64) _mm_prefetch(reinterpret_cast<const char*>(p + kAhead + at), _MM_HINT_T0);
+#else
+    (void)p;
+#endif
+}
+
 // Signed byte J (0 is the lowest) of each 32-bit lane.
 template <int J>
 inline F16 byte_to_float(I16 w) {

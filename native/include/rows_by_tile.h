@@ -1,5 +1,9 @@
 // The loop shared by the linear kernels: tiles outside, blocks of rows inside, one store with bias per block.
 #pragma once
+#include <cstdlib>
+#include <memory>
+#include <new>
+
 #include "dots.h"
 #include "lanes.h"
 #include "linear.h"
@@ -24,21 +28,41 @@ inline void block_of_rows(const LinearWork& work, const uint8_t* tile, int64_t r
     store_rows(work, acc, row, ROWS, output);
 }
 
+// Rows [row_begin, row_end) in blocks as large as the registers allow.
+template <class Kernel>
+inline void rows_of_tile(const LinearWork& work, const uint8_t* tile, int64_t row_begin, int64_t row_end,
+                         int64_t output) {
+    int64_t row = row_begin;
+    if constexpr (kMaxRows == 8)
+        for (; row_end - row >= 8; row += 8) block_of_rows<Kernel, 8>(work, tile, row, output);
+    for (; row_end - row >= 4; row += 4) block_of_rows<Kernel, 4>(work, tile, row, output);
+    if (row_end - row >= 2) {
+        block_of_rows<Kernel, 2>(work, tile, row, output);
+        row += 2;
+    }
+    if (row < row_end) block_of_rows<Kernel, 1>(work, tile, row, output);
+}
+
 template <class Kernel>
 void rows_by_tile(const LinearWork& work, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
     if (work.route) *work.route = "rows";
-    for (int64_t t = tile_begin; t < tile_end; ++t) {
-        const uint8_t* tile = work.weight.data + t * work.weight.tile_bytes;
-        int64_t row = row_begin;
-        if constexpr (kMaxRows == 8)
-            for (; row_end - row >= 8; row += 8) block_of_rows<Kernel, 8>(work, tile, row, t * 16);
-        for (; row_end - row >= 4; row += 4) block_of_rows<Kernel, 4>(work, tile, row, t * 16);
-        if (row_end - row >= 2) {
-            block_of_rows<Kernel, 2>(work, tile, row, t * 16);
-            row += 2;
-        }
-        if (row < row_end) block_of_rows<Kernel, 1>(work, tile, row, t * 16);
+    for (int64_t t = tile_begin; t < tile_end; ++t)
+        rows_of_tile<Kernel>(work, work.weight.data + t * work.weight.tile_bytes, row_begin, row_end, t * 16);
+}
+
+// This thread's memory for expanded weights, at least `bytes`, 64-byte aligned; valid until the next call.
+inline uint8_t* panel_memory(int64_t bytes) {
+    struct Free {
+        void operator()(uint8_t* p) const { std::free(p); }
+    };
+    thread_local std::unique_ptr<uint8_t, Free> memory;
+    thread_local int64_t size = 0;
+    if (size < bytes) {
+        memory.reset(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(round_up(bytes, 4096)))));
+        if (!memory) throw std::bad_alloc();
+        size = bytes;
     }
+    return memory.get();
 }
 
 }  // namespace kvern::KVERN_ISA_NS

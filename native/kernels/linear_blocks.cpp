@@ -18,6 +18,12 @@ struct Layout {
     static constexpr bool has_min = F != Format::q8_0 && F != Format::q6_k;
 };
 
+// From here on taking a tile apart once pays: two or three blocks of rows, the more the more work a code is.
+template <Format F>
+constexpr int64_t kPanelRows = kMaxRows == 8                            ? 16
+                               : F == Format::q4_0 || F == Format::q4_1 ? 12
+                                                                        : 8;
+
 // What the fold of one group needs: weight = d * code + m.
 struct GroupScale {
     F16 d, m;
@@ -60,57 +66,64 @@ struct Rows {
     }
 };
 
-template <Format F, int ROWS>
-inline void fold_group(const uint8_t* planes, const GroupScale& scale, Rows<ROWS>& x, F16* acc) {
+// A group of a tile of 16 outputs: its scales, and its codes packed or (PANEL) expanded.
+struct Group {
+    F16 d, m;
+    const uint8_t* halves;  // q6_k: int8 scales [16][2]
+    const uint8_t* codes;
+};
+
+template <Format F, int ROWS, bool PANEL>
+inline void fold_group(const Group& group, Rows<ROWS>& x, F16* acc) {
     I16 dot[ROWS];
-    dots<Layout<F>::bits, ROWS>(planes, x.codes, dot);
+    if constexpr (F == Format::q6_k) {
+        scaled_dots<ROWS, PANEL>(group.codes, group.halves, x.codes, x.half_sums, dot);
+    } else if constexpr (F == Format::q8_0) {
+        for (int r = 0; r < ROWS; ++r) dot[r] = splat(-kByteOffset * *x.sums[r]);
+        add_byte_dots<ROWS>(group.codes, x.codes, dot);
+    } else {
+        dots<Layout<F>::bits, ROWS, PANEL>(group.codes, x.codes, dot);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-        if constexpr (F == Format::q8_0) dot[r] = dot[r] + splat(-128 * *x.sums[r]);
-        acc[r] = fma(to_float(dot[r]), splat(*x.scales[r]) * scale.d, acc[r]);
-        if constexpr (Layout<F>::has_min) acc[r] = fma(splat(*x.scaled_sums[r]), scale.m, acc[r]);
+        acc[r] = fma(to_float(dot[r]), splat(*x.scales[r]) * group.d, acc[r]);
+        if constexpr (Layout<F>::has_min) acc[r] = fma(splat(*x.scaled_sums[r]), group.m, acc[r]);
     }
     x.next_group();
 }
 
-template <Format F, int ROWS>
-void simple_tile(const uint8_t* tile, Rows<ROWS> x, int64_t groups, F16* acc) {
-    constexpr int header = Layout<F>::has_d_only ? 32 : 64;
-    for (int64_t g = 0; g < groups; ++g) {
-        fold_group<F, ROWS>(tile + header, simple_scale<F>(tile), x, acc);
-        tile += header + plane_bytes(Layout<F>::bits);
-    }
-}
-
-template <Format F, int ROWS>
-void super_tile(const uint8_t* tile, Rows<ROWS> x, int64_t groups, F16* acc) {
-    constexpr int header = 64 + 256;
-    for (int64_t g = 0; g < groups; g += 8) {
-        const F16 d = from_f16(reinterpret_cast<const uint16_t*>(tile));
-        const F16 dmin = splat(0.0f) - from_f16(reinterpret_cast<const uint16_t*>(tile + 32));
-        const auto* scales = reinterpret_cast<const int8_t*>(tile + 64);  // 6-bit: never negative
-        const uint8_t* planes = tile + header;
-        for (int i = 0; i < 8; ++i, scales += 16, planes += plane_bytes(Layout<F>::bits))
-            fold_group<F, ROWS>(planes, {d * from_i8(scales), dmin * from_i8(scales + 128)}, x, acc);
-        tile = planes;
-    }
-}
-
-// q6_k: the two int8 scales of a group are applied to the integer sums, so one float fold per group remains.
-template <int ROWS>
-void q6_tile(const uint8_t* tile, Rows<ROWS> x, int64_t groups, F16* acc) {
-    constexpr int header = 32 + 256;
-    for (int64_t g = 0; g < groups; g += 8) {
-        const F16 d = from_f16(reinterpret_cast<const uint16_t*>(tile));
-        const uint8_t *scales = tile + 32, *planes = tile + header;
-        for (int i = 0; i < 8; ++i, scales += 32, planes += plane_bytes(6)) {
-            I16 dot[ROWS];
-            scaled_dots<ROWS>(planes, scales, x.codes, x.half_sums, dot);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) acc[r] = fma(to_float(dot[r]), splat(*x.scales[r]) * d, acc[r]);
-            x.next_group();
+// use(group) for every group of a packed tile, in order; AHEAD asks for the bytes of later ones.
+template <Format F, bool AHEAD, class Use>
+inline void each_group(const uint8_t* tile, int64_t groups, Use&& use) {
+    constexpr int planes = plane_bytes(Layout<F>::bits);
+    if constexpr (!Layout<F>::super) {
+        constexpr int header = Layout<F>::has_d_only ? 32 : 64;
+        for (int64_t g = 0; g < groups; ++g, tile += header + planes) {
+            if constexpr (AHEAD) prefetch_ahead<header + planes>(tile);
+            const GroupScale scale = simple_scale<F>(tile);
+            use(Group{scale.d, scale.m, nullptr, tile + header});
         }
-        tile = planes;
+        return;
+    }
+    for (int64_t g = 0; g < groups; g += 8) {
+        const F16 d = from_f16(reinterpret_cast<const uint16_t*>(tile));
+        F16 dmin = d;
+        const uint8_t* scales = tile + 32;
+        if constexpr (F != Format::q6_k) {
+            dmin = splat(0.0f) - from_f16(reinterpret_cast<const uint16_t*>(scales));
+            scales += 32;
+        }
+        const uint8_t* codes = scales + 256;
+        for (int i = 0; i < 8; ++i, codes += planes) {
+            if constexpr (AHEAD) prefetch_ahead<planes + 32>(codes);
+            if constexpr (F == Format::q6_k) {
+                use(Group{d, d, scales + 32 * i, codes});
+            } else {
+                const auto* pair = reinterpret_cast<const int8_t*>(scales) + 16 * i;  // 6-bit: never negative
+                use(Group{d * from_i8(pair), dmin * from_i8(pair + 128), nullptr, codes});
+            }
+        }
+        tile = codes;
     }
 }
 
@@ -118,19 +131,65 @@ template <Format F>
 struct Blocks {
     template <int ROWS>
     static void run(const LinearWork& work, const uint8_t* tile, int64_t row, F16* acc) {
-        const EncodedRows& x = *work.x;
-        if constexpr (F == Format::q6_k)
-            q6_tile<ROWS>(tile, Rows<ROWS>(x, row), x.groups, acc);
-        else if constexpr (Layout<F>::super)
-            super_tile<F, ROWS>(tile, Rows<ROWS>(x, row), x.groups, acc);
-        else
-            simple_tile<F, ROWS>(tile, Rows<ROWS>(x, row), x.groups, acc);
+        Rows<ROWS> x(*work.x, row);
+        F16 sums[ROWS];  // of this function alone, so that they stay in registers
+        for (int r = 0; r < ROWS; ++r) sums[r] = acc[r];
+        each_group<F, true>(tile, work.x->groups,
+                            [&](const Group& group) { fold_group<F, ROWS, false>(group, x, sums); });
+        for (int r = 0; r < ROWS; ++r) acc[r] = sums[r];
     }
 };
 
+// A group expanded for many rows.
+struct alignas(64) PanelGroup {
+    float d[16];
+    uint8_t m[64];  // float m[16], or the scales of q6_k
+    uint8_t codes[8 * kPlane];
+};
+
+template <Format F>
+struct Panel {
+    template <int ROWS>
+    static void run(const LinearWork& work, const uint8_t* tile, int64_t row, F16* acc) {
+        Rows<ROWS> x(*work.x, row);
+        const auto* groups = reinterpret_cast<const PanelGroup*>(tile);
+        for (const PanelGroup* group = groups; group < groups + work.x->groups; ++group) {
+            const F16 m = load(reinterpret_cast<const float*>(group->m));
+            fold_group<F, ROWS, true>({load(group->d), m, group->m, group->codes}, x, acc);
+        }
+    }
+    static void expand(const uint8_t* tile, int64_t groups, PanelGroup* to) {
+        each_group<F, true>(tile, groups, [&](const Group& group) {
+            store(to->d, group.d);
+            if constexpr (F == Format::q6_k)
+                std::memcpy(to->m, group.halves, 32);
+            else
+                store(reinterpret_cast<float*>(to->m), group.m);
+            expand_codes<Layout<F>::bits>(group.codes, to->codes);
+            ++to;
+        });
+    }
+};
+
+// The codes of q8_0 are bytes already.
+template <Format F>
+void block_tiles(const LinearWork& work, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
+    if (F == Format::q8_0 || row_end - row_begin < kPanelRows<F>) {
+        rows_by_tile<Blocks<F>>(work, row_begin, row_end, tile_begin, tile_end);
+        return;
+    }
+    if (work.route) *work.route = "rows";
+    const int64_t groups = work.x->groups;
+    uint8_t* panel = panel_memory(groups * static_cast<int64_t>(sizeof(PanelGroup)));
+    for (int64_t t = tile_begin; t < tile_end; ++t) {
+        Panel<F>::expand(work.weight.data + t * work.weight.tile_bytes, groups, reinterpret_cast<PanelGroup*>(panel));
+        rows_of_tile<Panel<F>>(work, panel, row_begin, row_end, t * 16);
+    }
+}
+
 template <Format F>
 void set(KernelTable& table) {
-    table.linear.tiles[static_cast<int>(F)] = rows_by_tile<Blocks<F>>;
+    table.linear.at(F, RowCode::q8_group) = block_tiles<F>;
 }
 
 }  // namespace

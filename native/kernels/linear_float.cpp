@@ -18,6 +18,7 @@ inline void chains(const LinearWork& work, const uint8_t* tile, int64_t row, F16
 #pragma GCC unroll 4
         for (int t = 0; t < TILES; ++t) {
             const uint8_t* at = tile + t * work.weight.tile_bytes;
+            if (ROWS == 1 && (step == 64 || i % 2 == 0)) prefetch_ahead<64>(at);
             F16 first, second;
             if constexpr (F == Format::bf16) {
                 const I16 pair = load(reinterpret_cast<const int32_t*>(at));
@@ -68,9 +69,9 @@ void float_tiles(const LinearWork& work, int64_t row_begin, int64_t row_end, int
 }  // namespace
 
 void fill_linear_float(KernelTable& table) {
-    table.linear.tiles[static_cast<int>(Format::f32)] = float_tiles<Format::f32>;
-    table.linear.tiles[static_cast<int>(Format::f16)] = float_tiles<Format::f16>;
-    table.linear.tiles[static_cast<int>(Format::bf16)] = float_tiles<Format::bf16>;
+    table.linear.at(Format::f32, RowCode::f32) = float_tiles<Format::f32>;
+    table.linear.at(Format::f16, RowCode::f32) = float_tiles<Format::f16>;
+    table.linear.at(Format::bf16, RowCode::f32) = float_tiles<Format::bf16>;
     table.linear.bf16_rows = RowCode::f32;
 }
 

@@ -15,17 +15,13 @@ struct WholeRows {
         I16 total[ROWS];
         for (int r = 0; r < ROWS; ++r) {
             a[r] = x.codes + (row + r) * x.stride;
-            total[r] = splat(-128 * x.sums[row + r]);
+            total[r] = splat(-kByteOffset * x.sums[row + r]);
         }
         const uint8_t* planes = tile + 64;
         for (int64_t i = 0; i < x.stride; i += 32, planes += plane_bytes(8)) {
-            I16 part[ROWS];
-            dots<8, ROWS>(planes, a, part);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
-                total[r] = total[r] + part[r];
-                a[r] += 32;
-            }
+            prefetch_ahead<plane_bytes(8)>(planes);
+            add_byte_dots<ROWS>(planes, a, total);
+            for (int r = 0; r < ROWS; ++r) a[r] += 32;
         }
         const F16 scale = load(reinterpret_cast<const float*>(tile));
         for (int r = 0; r < ROWS; ++r) acc[r] = (to_float(total[r]) * splat(x.scales[row + r])) * scale;
@@ -35,7 +31,7 @@ struct WholeRows {
 }  // namespace
 
 void fill_linear_rows(KernelTable& table) {
-    table.linear.tiles[static_cast<int>(Format::w8a8)] = rows_by_tile<WholeRows>;
+    table.linear.at(Format::w8a8, RowCode::q8_row) = rows_by_tile<WholeRows>;
 }
 
 }  // namespace kvern::KVERN_ISA_NS

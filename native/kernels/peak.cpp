@@ -1,7 +1,7 @@
 // The machine's own limits, which the linear kernels are measured against: int8 multiplies with everything in
 // registers, and a plain read of memory.
 #include "dispatch.h"
-#include "simd.h"
+#include "lanes.h"
 
 namespace kvern::KVERN_ISA_NS {
 namespace {
@@ -45,6 +45,7 @@ int64_t read_memory(const uint8_t* data, int64_t bytes) {
     for (I16& sum : sums) sum = splat(int32_t{0});
     int64_t at = 0;
     for (; bytes - at >= 512; at += 512) {
+        prefetch_ahead<512>(data + at);
 #pragma GCC unroll 8
         for (int c = 0; c < 8; ++c) sums[c] = sums[c] + load(reinterpret_cast<const int32_t*>(data + at + 64 * c));
     }

@@ -35,20 +35,21 @@ uint64_t saved_state() {
     return (static_cast<uint64_t>(high) << 32) | low;
 }
 
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
     const Leaf one = cpuid(1, 0);
     return (saved_state() & 0x6) == 0x6 && bit(one.c, 12) && bit(one.c, 29) && bit(cpuid(7, 0).b, 5);
 }
 
-bool has_avx512vnni() {
+[[maybe_unused]] bool has_avx512vnni() {
     const Leaf seven = cpuid(7, 0);
     const bool base = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);
     return has_avx2() && (saved_state() & 0xe6) == 0xe6 && base && bit(seven.c, 11);
 }
 
-bool has_amx() {
+[[maybe_unused]] bool has_amx() {
     const Leaf seven = cpuid(7, 0);
-    const bool tiles = bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) && bit(cpuid(7, 1).a, 5);
+    const bool tiles = bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) && bit(cpuid(7, 1).a, 5) &&
+                       bit(seven.c, 14);  // AMX tiles, bf16 and int8; AVX512-BF16; VPOPCNTDQ
     if (!has_avx512vnni() || !tiles || (saved_state() & 0x60000) != 0x60000) return false;
 #if defined(__linux__)
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
@@ -58,13 +59,13 @@ bool has_amx() {
 #endif
 }
 #elif defined(KVERN_EMULATE)  // tests only: the kernels are compiled against an emulation of the intrinsics
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512vnni() { return has_avx2(); }
-bool has_amx() { return has_avx2(); }
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool has_avx512vnni() { return has_avx2(); }
+[[maybe_unused]] bool has_amx() { return has_avx2(); }
 #else
-bool has_avx2() { return false; }
-bool has_avx512vnni() { return false; }
-bool has_amx() { return false; }
+[[maybe_unused]] bool has_avx2() { return false; }
+[[maybe_unused]] bool has_avx512vnni() { return false; }
+[[maybe_unused]] bool has_amx() { return false; }
 #endif
 
 template <class Fill>
@@ -79,21 +80,27 @@ const std::vector<KernelTable>& tables() {
     static const std::vector<KernelTable> all = [] {
         std::vector<KernelTable> found;
 #define KVERN_CALL_FILL(file) fill_##file(table);
+#if !defined(KVERN_WITHOUT_amx)
         if (has_amx())
             found.push_back(table_of("amx", [](KernelTable& table) {
                 using namespace amx;
                 KVERN_KERNEL_FILES(KVERN_CALL_FILL)
             }));
+#endif
+#if !defined(KVERN_WITHOUT_avx512vnni)
         if (has_avx512vnni())
             found.push_back(table_of("avx512vnni", [](KernelTable& table) {
                 using namespace avx512vnni;
                 KVERN_KERNEL_FILES(KVERN_CALL_FILL)
             }));
+#endif
+#if !defined(KVERN_WITHOUT_avx2)
         if (has_avx2())
             found.push_back(table_of("avx2", [](KernelTable& table) {
                 using namespace avx2;
                 KVERN_KERNEL_FILES(KVERN_CALL_FILL)
             }));
+#endif
         found.push_back(table_of("portable", [](KernelTable& table) {
             using namespace portable;
             KVERN_KERNEL_FILES(KVERN_CALL_FILL)

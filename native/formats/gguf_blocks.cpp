@@ -1,9 +1,21 @@
-#include "block_codes.h"
-
-#include "packing.h"
+// Block formats of GGUF files to packed tiles and back; layouts are in packed_weight.h.
+#include "weight_codec.h"
 
 namespace kvern {
 namespace {
+
+// What a block looks like in a file.
+struct BlockInfo {
+    int block, block_bytes, bits;
+    int halves;  // f16 numbers before each group's planes: 1 d, 2 d and m (super-blocks: before each of these)
+    bool super;  // super-blocks of 256
+};
+constexpr BlockInfo BLOCKS[] = {
+    {32, 18, 4, 1, false}, {32, 20, 4, 2, false},  {32, 22, 5, 1, false},  {32, 24, 5, 2, false},
+    {32, 34, 8, 1, false}, {256, 144, 4, 2, true}, {256, 176, 5, 2, true}, {256, 210, 6, 1, true},
+};
+
+constexpr const BlockInfo& block_info(Format format) { return BLOCKS[static_cast<int>(format)]; }
 
 constexpr int HALVES = 32;    // bytes of 16 f16 numbers
 constexpr int PLANE = 64;     // bytes of one step's 16 x 4 codes
@@ -111,21 +123,15 @@ int read_code(int bits, const uint8_t* planes, int lane, int i) {
 void write_header(Format format, const uint8_t* block, int lane, uint8_t* out) {
     const bool q6 = format == Format::q6_k;
     std::memcpy(out + 2 * lane, block + (q6 ? 208 : 0), 2);
-    if (format_info(format).halves == 2) std::memcpy(out + HALVES + 2 * lane, block + 2, 2);
+    if (block_info(format).halves == 2) std::memcpy(out + HALVES + 2 * lane, block + 2, 2);
     if (q6) {
         for (int i = 0; i < 16; ++i) out[HALVES + i / 2 * 32 + lane * 2 + i % 2] = block[192 + i];
-    } else if (format_info(format).super) {
+    } else if (block_info(format).super) {
         for (int g = 0; g < GROUPS; ++g) {
             uint8_t* scales = out + 2 * HALVES + g * 16 + lane;
             six_bit_pair(block + 4, g, scales, scales + GROUPS * 16);
         }
     }
-}
-
-float half_at(const uint8_t* p) {
-    uint16_t half;
-    std::memcpy(&half, p, 2);
-    return float_of_half(half);
 }
 
 // d and m of one output and group: weight = d * code + m.
@@ -160,35 +166,27 @@ Scale super_scale(Format format, const uint8_t* header, int lane, int i) {
             -(half_at(header + HALVES + 2 * lane) * static_cast<float>(codes[128]))};
 }
 
-}  // namespace
-
-float float_of_half(uint16_t half) {
-    const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
-    float value;
-    if (exponent == 0) {
-        value = static_cast<float>(fraction) * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112u) << 23) | fraction << 13;
-    std::memcpy(&value, &bits, 4);
-    return value;
+template <Format F>
+int64_t row_bytes(const WeightShape& shape) {
+    return shape.k / block_info(F).block * block_info(F).block_bytes;
 }
 
-int64_t packed_blocks_bytes(Format format, int64_t k) {
-    const FormatInfo& info = format_info(format);
-    if (info.super) return k / 256 * (super_header(format) + GROUPS * plane_bytes(info.bits));
-    return k / 32 * (info.halves * HALVES + plane_bytes(info.bits));
+template <Format F>
+int64_t tile_bytes(const WeightShape& shape) {
+    const BlockInfo& info = block_info(F);
+    if (info.super) return shape.k / 256 * (super_header(F) + GROUPS * plane_bytes(info.bits));
+    return shape.k / 32 * (info.halves * HALVES + plane_bytes(info.bits));
 }
 
 void pack_blocks(const WeightView& view, uint8_t* out, int64_t tile, const uint8_t* data, const int32_t* rows) {
-    const FormatInfo& info = format_info(view.format);
+    const BlockInfo& info = block_info(view.format);
     const int groups = info.super ? GROUPS : 1;
     const int header = info.super ? super_header(view.format) : info.halves * HALVES;
     const int64_t blocks = view.k / info.block;
-    const int lanes = static_cast<int>(view.n - tile * 16 < 16 ? view.n - tile * 16 : 16);
+    const int lanes = static_cast<int>(tile_lanes(view, tile));
     const uint8_t* start[16];
     for (int lane = 0; lane < lanes; ++lane)
-        start[lane] = data + (rows ? rows[tile * 16 + lane] : tile * 16 + lane) * blocks * info.block_bytes;
+        start[lane] = file_row(data, rows, blocks * info.block_bytes, tile * 16 + lane);
     for (int64_t block = 0; block < blocks; ++block) {
         for (int lane = 0; lane < lanes; ++lane)
             write_header(view.format, start[lane] + block * info.block_bytes, lane, out);
@@ -206,7 +204,7 @@ void pack_blocks(const WeightView& view, uint8_t* out, int64_t tile, const uint8
 }
 
 void unpack_row(const WeightView& view, const uint8_t* tile, int lane, float* out) {
-    const FormatInfo& info = format_info(view.format);
+    const BlockInfo& info = block_info(view.format);
     const int header = info.super ? super_header(view.format) : info.halves * HALVES;
     const int planes = plane_bytes(info.bits);
     const int64_t step = header + (info.super ? GROUPS : 1) * planes;
@@ -221,5 +219,25 @@ void unpack_row(const WeightView& view, const uint8_t* tile, int lane, float* ou
         }
     }
 }
+
+template <Format F>
+struct Block {
+    WeightCodec codec;
+    RegisterCodec known;
+    explicit Block(const char* name)
+        : codec{name, block_info(F).block, 0, row_bytes<F>, tile_bytes<F>, pack_blocks, unpack_row},
+          known(F, codec) {}
+};
+
+const Block<Format::q4_0> q4_0("q4_0");
+const Block<Format::q4_1> q4_1("q4_1");
+const Block<Format::q5_0> q5_0("q5_0");
+const Block<Format::q5_1> q5_1("q5_1");
+const Block<Format::q8_0> q8_0("q8_0");
+const Block<Format::q4_k> q4_k("q4_k");
+const Block<Format::q5_k> q5_k("q5_k");
+const Block<Format::q6_k> q6_k("q6_k");
+
+}  // namespace
 
 }  // namespace kvern
