@@ -1,15 +1,21 @@
 // A model as a recorded program: operations per unit over scratch slots, run for any rows and any range of units.
 #pragma once
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
 #include "kv_pool.h"
+#include "kv_tails.h"
 #include "packing.h"
+#include "profile.h"
 #include "threads.h"
 
 namespace kvern {
@@ -30,10 +36,12 @@ struct Operation {
     float value;
 };
 
-// Rows of `slot` in the row code of a weight format; made by an `encode` operation, or the slot itself for f32.
+// Rows of `slot` in the row code that `weight` (and others like it) is multiplied with; made by an `encode`
+// operation, or the slot itself for f32.
 struct Encoding {
     int32_t slot;
     RowCode code;
+    int32_t weight;  // its header says how rows are encoded, where the code asks for one
 };
 
 struct LayerShape {
@@ -59,6 +67,9 @@ struct ProgramLimits {
     int32_t max_rows = 0;
     KvFormat kv_format = KvFormat::bf16;
     int32_t chunk_tokens = kChunkTokens;
+    int64_t tail_slots = 0;  // sequences on the device at once, of KV formats with a tail
+    int32_t lanes = 1;       // steps that may run side by side; each has scratch of its own
+    bool apart = false;      // run every operation on its own, as tests compare with
 };
 
 // The arrays of runtime/device.py's StepBatch and StepResult.
@@ -67,67 +78,58 @@ struct StepView {
     float* hidden;
     const uint8_t* stop;
     int64_t rows, slices, table_width, logit_count;
-    float* logits;     // [logit_count][vocab]
-    int32_t* reached;  // [slices]
+    float* logits;                          // [logit_count][vocab]
+    int32_t* reached;                       // [slices]
+    int32_t first_worker = 0, workers = 0;  // the workers of the pool that run it; 0 workers: all
+    const int32_t* greedy_rows = nullptr;
+    int64_t greedy_count = 0;
+    int32_t* greedy =
+        nullptr;  // [greedy_count] the likeliest token, ties to the lowest; -1: logits that are not finite
+    const int32_t* tail_slots = nullptr;  // [slices], of KV formats with a tail: one for each sequence
 };
+
+class Lane;
 
 class Program {
   public:
     // Throws std::invalid_argument when any operation refers to something that is not there or does not fit.
     Program(std::shared_ptr<Pool> pool, const KernelTable& kernels, ProgramSpec spec, ProgramLimits limits);
+    ~Program();
 
-    // Throws std::invalid_argument, before touching anything, when the batch is not well formed. Thread safe:
-    // steps run one at a time.
+    // Throws std::invalid_argument, before touching anything, when the batch is not well formed. Thread safe: as many
+    // steps run side by side as there are lanes, and others wait. Such steps may read the same pages, but none may
+    // write to a page or tail that another uses; steps that share a worker run by turns.
     void step(const StepView& step);
+    // The caller sees to it that no step uses `target` meanwhile.
     void copy_page(int64_t source, int64_t target);
 
     KvPool& pages() { return pages_; }
+    KvTails& tails() { return tails_; }
+    const KernelTable& kernels() const { return kernels_; }
     const ProgramSpec& spec() const { return spec_; }
     const ProgramLimits& limits() const { return limits_; }
+    const std::vector<KvLayout>& layouts() const { return layouts_; }
+    const std::vector<size_t>& layer_offsets() const { return layer_offsets_; }
     const KvLayout& layout(int layer) const { return layouts_[static_cast<size_t>(layer)]; }
     size_t layer_offset(int layer) const { return layer_offsets_[static_cast<size_t>(layer)]; }
     int units() const { return static_cast<int>(spec_.units.size()); }
-    size_t scratch_bytes() const { return scratch_bytes_; }
+    int workers() const { return pool_->workers(); }
+    size_t scratch_bytes() const;
+    Profile& profile() { return profile_; }
+    // While it is held, no step runs: weights may change.
+    std::unique_lock<std::shared_mutex> between_steps() { return std::unique_lock(stepping_); }
 
   private:
-    struct Active {
-        std::vector<int32_t> rows, positions;  // rows of the batch; compact order
-        std::vector<int32_t> slices, begin;    // active slices and their first compact row (one more at the end)
-    };
-    struct AttendItem {
-        int32_t slice, head, row_begin, row_end, chunk_begin, chunk_end;
-        int64_t cost, partial;  // partial < 0: the item writes its output itself
-    };
-
     void check_spec() const;
     void check_operation(const Operation& op, bool in_unit) const;
     void check_step(const StepView& step) const;
+    void check_wanted(const StepView& step, const int32_t* rows, int64_t count, const char* name) const;
+    void check_tails(const StepView& step);
     void lay_out_pages();
-    void allocate();
-    void activate(const StepView& step, int unit);
-    void fill_angles(const StepView& step);
-    int run_units(const StepView& step);
-    void run(const std::vector<Operation>& ops, const StepView& step, const int32_t* index, int rows);
-    void run_linears(const Operation* ops, size_t count, const StepView& step, int rows);
-    void run_embed(const Operation& op, const StepView& step, const int32_t* index, int rows);
-    void run_encode(const Operation& op, int rows);
-    void run_attend(const Operation& op, const StepView& step);
-    void append_rows(const Operation& op, const StepView& step);
-    void list_items(const LayerShape& shape);
-    void split_items(const LayerShape& shape, const KvLayout& layout);
-    void attend_item(const Operation& op, const StepView& step, const AttendItem& item, int worker);
-    void merge_items(const Operation& op);
-    EncodedRows encoded(int index, int rows);
-    float* slot(int index) { return slots_[static_cast<size_t>(index)].get(); }
+    Lane* take_lane();  // waits for one
+    Pool& pool_of(int first, int count);
+    void give_back(Lane* lane);
     int64_t width(int index) const { return spec_.slots[static_cast<size_t>(index)]; }
-    template <class F>
-    void for_rows(int rows, int64_t work_per_row, F&& f);
-
-    struct Free {
-        void operator()(float* p) const;
-    };
-    using Buffer = std::unique_ptr<float[], Free>;
-    Buffer buffer(size_t floats);
 
     std::shared_ptr<Pool> pool_;
     const KernelTable& kernels_;
@@ -135,14 +137,15 @@ class Program {
     ProgramLimits limits_;
     std::vector<KvLayout> layouts_;
     std::vector<size_t> layer_offsets_;
-    size_t scratch_bytes_ = 0;
     KvPool pages_;
-    std::vector<Buffer> slots_, encodings_, cosines_, sines_, attend_scratch_;
-    Buffer partials_;
-    size_t partial_floats_ = 0;
-    Active active_;
-    std::vector<AttendItem> items_;
-    std::mutex stepping_;
+    KvTails tails_;
+    Profile profile_;
+    std::vector<std::unique_ptr<Lane>> lanes_;
+    std::vector<Lane*> idle_;
+    std::map<std::pair<int, int>, std::unique_ptr<Pool>> shares_;  // by first worker and number of workers
+    std::mutex choosing_;                                          // of idle_ and shares_
+    std::condition_variable lane_idle_;
+    std::shared_mutex stepping_;
 };
 
 }  // namespace kvern

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace kvern {
@@ -45,11 +46,38 @@ struct SampleRow {
 struct SampleScratch {
     std::vector<float> work;
     std::vector<int32_t> counts;
-    std::vector<Candidate> candidates;
+    std::vector<Candidate> candidates, spare;
     std::vector<float> weights;
 };
 
+// The likeliest token among those seen so far.
+struct RunningTop {
+    float value = -std::numeric_limits<float>::infinity();
+    int32_t id = -1;
+    bool sound = true;  // no NaN and no +infinity was seen
+
+    // With what was seen of higher or lower ids.
+    void merge(const RunningTop& other) {
+        sound = sound && other.sound;
+        if (other.value > value || (other.value == value && other.id >= 0 && (id < 0 || other.id < id)))
+            value = other.value, id = other.id;
+    }
+    // -1 when a logit was not finite, or all were -infinity.
+    int32_t token() const { return sound ? id : -1; }
+};
+
+// Logits of `rows` rows and of the ids [first, first + count).
+struct LogitPanel {
+    const float* values;
+    size_t stride;
+    int rows;
+    int32_t first;
+    int count;
+};
+
 struct SampleTable {
+    // Takes the panel into tops[rows]; panels may come in any order.
+    void (*running_top)(const LogitPanel&, RunningTop* tops);
     // The token of a row, or -1 with `fault` set.
     int32_t (*choose)(const SampleRow&, SampleScratch&, SampleFault* fault);
     // Log-probability and rank of `token` under softmax(logits), and the `top` most likely tokens.

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -27,13 +28,22 @@ class FlushDenormals {
 // long as tasks write disjoint memory.
 class Pool {
   public:
-    // workers >= 1. `pin` ties workers 1.. to one CPU each (the caller's thread is left as it is).
-    explicit Pool(int workers, bool pin = false);
+    // workers >= 1. `cpus` is empty (threads go where the system puts them) or names a CPU for each worker, worker
+    // 0's for pin_caller(). Throws std::invalid_argument for another number of CPUs, or one this process may not use.
+    explicit Pool(int workers, std::vector<int> cpus = {});
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
     int workers() const { return workers_; }
+    const std::vector<int>& cpus() const { return cpus_; }
+
+    // Ties the calling thread, which is to be worker 0 from now on, to its CPU; nothing when there are no CPUs.
+    void pin_caller() const;
+
+    // A pool of its own on the CPUs of workers [first, first + count): what one of several lanes runs on, side by
+    // side with the others. Throws std::invalid_argument when these are not workers of this pool.
+    std::unique_ptr<Pool> share(int first, int count) const;
 
     // f(worker, workers) once on every worker; returns when all have finished.
     template <class F>
@@ -64,6 +74,7 @@ class Pool {
     void await_done();
 
     const int workers_;
+    const std::vector<int> cpus_;
     std::mutex callers_;  // one run at a time
     Task task_ = nullptr;
     void* context_ = nullptr;

@@ -4,7 +4,9 @@
 #include "sample.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
+#include <utility>
 
 #include "dispatch.h"
 #include "lanes.h"
@@ -22,10 +24,48 @@ float top_of(const float* x, int count) {
     return quick_max(top);
 }
 
-int32_t first_at(const float* x, int count, float value) {
-    for (int i = 0; i < count; ++i)
-        if (x[i] == value) return i;
+// No NaN and no +infinity.
+bool all_at_most_largest(const float* x, int count) {
+    bool bad = false;
+    for (int i = 0; i < count; ++i) bad |= !(x[i] <= kLargest);
+    return !bad;
+}
+
+// Bit i is set where lane i of x is at least that of `limit`; never for a NaN.
+unsigned at_least(F16 x, F16 limit) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ);
+#elif defined(__AVX2__)
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GE_OQ))) |
+           static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GE_OQ))) << 8;
+#else
+    unsigned bits = 0;
+    for (int i = 0; i < 16; ++i) bits |= (x.v[i] >= limit.v[i] ? 1u : 0u) << i;
+    return bits;
+#endif
+}
+
+// The first of the highest value, which is `top`.
+int32_t first_at(const float* x, int count, float top) {
+    for (int i = 0; i < count; i += 16) {
+        const unsigned bits = at_least(load_first(x + i, count - i, -kInfinity), splat(top));
+        if (bits != 0) return i + std::countr_zero(bits);
+    }
     return -1;
+}
+
+// `value` in the lanes where x is at least `limit`, 0 in the others.
+F16 where_at_least(F16 x, F16 limit, F16 value) {
+#if defined(__AVX512F__)
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ), value.v)};
+#elif defined(__AVX2__)
+    return {_mm256_and_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GE_OQ), value.lo),
+            _mm256_and_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GE_OQ), value.hi)};
+#else
+    F16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = x.v[i] >= limit.v[i] ? value.v[i] : 0.0f;
+    return r;
+#endif
 }
 
 // Sum of e^(x - top) over values whose e^(x - top) is at least `floor`.
@@ -35,11 +75,8 @@ double total_of(const float* x, int count, float top, float floor) {
         F16 lanes = splat(0.0f);
         const int end = std::min(block + 1024, count);
         for (int i = block; i < end; i += 16) {
-            float e[16];
-            const int n = std::min(16, end - i);
-            store(e, exp(load_first(x + i, n, top) - splat(top)));
-            for (int j = 0; j < 16; ++j) e[j] = j < n && e[j] >= floor && x[i + j] > -kInfinity ? e[j] : 0.0f;
-            lanes = lanes + load(e);
+            const F16 v = load_first(x + i, end - i, -kInfinity), e = exp(v - splat(top));
+            lanes = lanes + where_at_least(v, splat(-kLargest), where_at_least(e, splat(floor), e));
         }
         total += static_cast<double>(quick_sum(lanes));
     }
@@ -53,23 +90,67 @@ struct Better {
     }
 };
 
-// The candidates with value >= floor (never -infinity), best first, at most `limit` of them.
-void best_above(const float* x, int count, float floor, size_t limit, std::vector<Candidate>& found) {
-    found.clear();
-    for (int i = 0; i < count; ++i)
-        if (x[i] >= floor && x[i] > -kInfinity) found.push_back({x[i], i});
-    if (found.size() > limit) {
-        std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(limit), found.end(), Better{});
-        found.resize(limit);
-    }
-    std::sort(found.begin(), found.end(), Better{});
+constexpr size_t kWorthCounting = 256;  // candidates from which sorting by digits is quicker
+
+// Ascending where values descend; values that compare equal have equal keys.
+uint32_t descending_key(float value) {
+    const float plain = value + 0.0f;  // no negative zero
+    uint32_t bits;
+    std::memcpy(&bits, &plain, sizeof bits);
+    return bits >> 31 ? bits : ~bits & 0x7fffffffu;
 }
 
-// The `limit` best values, without sorting the whole vocabulary.
-void best_of(const float* x, int count, float top, size_t limit, std::vector<Candidate>& found) {
-    for (float reach : {3.0f, 9.0f, kInfinity}) {
-        best_above(x, count, reach < kInfinity ? top - reach : -kInfinity, limit, found);
-        if (found.size() >= limit) return;
+// Sorts found[first..], whose ids ascend, best first: by three digits of the key, each pass keeping the order of
+// equals.
+void sort_band(std::vector<Candidate>& found, size_t first, std::vector<Candidate>& spare) {
+    const size_t count = found.size() - first;
+    if (count < kWorthCounting) {
+        std::sort(found.begin() + static_cast<std::ptrdiff_t>(first), found.end(), Better{});
+        return;
+    }
+    constexpr int bits = 11, digits = 1 << bits;
+    uint32_t starts[3][digits] = {};
+    for (size_t i = first; i < found.size(); ++i) {
+        const uint32_t key = descending_key(found[i].value);
+        for (int pass = 0; pass < 3; ++pass) ++starts[pass][key >> (bits * pass) & (digits - 1)];
+    }
+    spare.resize(count);
+    Candidate *from = found.data() + first, *to = spare.data();
+    for (int pass = 0; pass < 3; ++pass) {
+        uint32_t at = 0;
+        for (uint32_t& start : starts[pass]) at += std::exchange(start, at);
+        for (size_t i = 0; i < count; ++i)
+            to[starts[pass][descending_key(from[i].value) >> (bits * pass) & (digits - 1)]++] = from[i];
+        std::swap(from, to);
+    }
+    std::copy(spare.begin(), spare.end(), found.begin() + static_cast<std::ptrdiff_t>(first));
+}
+
+// Appends the candidates with floor <= value < ceiling (never -infinity), best first.
+void add_band(const float* x, int count, float floor, float ceiling, SampleScratch& scratch) {
+    std::vector<Candidate>& found = scratch.candidates;
+    const size_t first = found.size();
+    const F16 lowest = splat(std::max(floor, -kLargest)), above = splat(ceiling);
+    for (int i = 0; i < count; i += 16) {
+        const F16 v = load_first(x + i, count - i, -kInfinity);
+        for (unsigned bits = at_least(v, lowest) & ~at_least(v, above); bits != 0; bits &= bits - 1) {
+            const int id = i + std::countr_zero(bits);
+            found.push_back({x[id], id});
+        }
+    }
+    sort_band(found, first, scratch.spare);
+}
+
+// The `limit` best values (fewer where the others are -infinity), best first, without sorting the whole vocabulary.
+void best_of(const float* x, int count, float top, size_t limit, SampleScratch& scratch) {
+    std::vector<Candidate>& found = scratch.candidates;
+    found.clear();
+    float ceiling = kInfinity;
+    for (float reach : {3.0f, 6.0f, 9.0f, kInfinity}) {
+        const float floor = top - reach;
+        add_band(x, count, floor, ceiling, scratch);
+        ceiling = floor;
+        if (found.size() >= limit) return found.resize(limit);
     }
 }
 
@@ -127,11 +208,14 @@ const float* adjusted(const SampleRow& row, SampleScratch& scratch, bool greedy)
     return x;
 }
 
-void weigh(const std::vector<Candidate>& found, float top, std::vector<float>& weights) {
+// e^(value - top) of the candidates from `first` on; those before are there.
+void weigh(const std::vector<Candidate>& found, size_t first, float top, std::vector<float>& weights) {
     weights.resize((found.size() + 15) / 16 * 16);
-    for (size_t i = 0; i < found.size(); ++i) weights[i] = found[i].value - top;
-    for (size_t i = found.size(); i < weights.size(); ++i) weights[i] = 0.0f;
-    for (size_t i = 0; i < weights.size(); i += 16) store(weights.data() + i, exp(load(weights.data() + i)));
+    for (size_t i = first; i < weights.size(); ++i) weights[i] = i < found.size() ? found[i].value - top : 0.0f;
+    for (size_t i = first; i < found.size(); i += 16) {
+        const int count = static_cast<int>(std::min<size_t>(16, found.size() - i));
+        store_first(weights.data() + i, exp(load_first(weights.data() + i, count)), count);
+    }
 }
 
 // Picks among sorted candidates; -1 when they do not reach far enough down and `all` says that more exist.
@@ -158,10 +242,15 @@ int32_t draw(const SampleRow& row, const float* x, float top, SampleScratch& scr
     const bool limited = row.top_k > 0 && row.top_k < row.vocab;
     const size_t limit = static_cast<size_t>(limited ? row.top_k : row.vocab);
     double total = limited ? 0.0 : total_of(x, row.vocab, top, row.min_p);
-    for (float reach : {2.0f, 6.0f, 12.0f, kInfinity}) {
-        std::vector<Candidate>& found = scratch.candidates;
-        best_above(x, row.vocab, reach < kInfinity ? top - reach : -kInfinity, limit, found);
-        weigh(found, top, scratch.weights);
+    std::vector<Candidate>& found = scratch.candidates;
+    found.clear();
+    float ceiling = kInfinity;
+    for (float reach : {2.0f, 4.0f, 6.0f, 8.0f, 12.0f, kInfinity}) {
+        const size_t before = found.size();
+        add_band(x, row.vocab, top - reach, ceiling, scratch);
+        ceiling = top - reach;
+        found.resize(std::min(found.size(), limit));
+        weigh(found, before, top, scratch.weights);
         size_t passing = found.size();  // weights descend with the order, so min-p cuts a tail
         while (passing > 1 && scratch.weights[passing - 1] < row.min_p) --passing;
         const bool all = passing < found.size() || found.size() >= limit || reach == kInfinity;
@@ -179,10 +268,18 @@ int32_t draw(const SampleRow& row, const float* x, float top, SampleScratch& scr
 
 }  // namespace
 
+void running_top(const LogitPanel& panel, RunningTop* tops) {
+    for (int r = 0; r < panel.rows; ++r) {
+        const float* x = panel.values + static_cast<size_t>(r) * panel.stride;
+        const bool bad = !all_at_most_largest(x, panel.count);
+        const float top = top_of(x, panel.count);
+        if (bad || top > tops[r].value || (top == tops[r].value && top > -kInfinity && panel.first < tops[r].id))
+            tops[r].merge({top, first_at(x, panel.count, top) + panel.first, !bad});
+    }
+}
+
 bool usable_logits(const float* logits, int vocab) {
-    bool bad = false;
-    for (int i = 0; i < vocab; ++i) bad |= !(logits[i] <= kLargest);
-    return !bad && top_of(logits, vocab) > -kInfinity;
+    return all_at_most_largest(logits, vocab) && top_of(logits, vocab) > -kInfinity;
 }
 
 int32_t choose_token(const SampleRow& row, SampleScratch& scratch, SampleFault* fault) {
@@ -208,7 +305,7 @@ TokenScore score_token(const float* logits, int vocab, int32_t token, int top, i
     const float own = logits[token];
     int32_t rank = 1;
     for (int i = 0; i < vocab; ++i) rank += logits[i] > own || (logits[i] == own && i < token) ? 1 : 0;
-    if (top > 0) best_of(logits, vocab, highest, static_cast<size_t>(top), scratch.candidates);
+    if (top > 0) best_of(logits, vocab, highest, static_cast<size_t>(top), scratch);
     for (int i = 0; i < top; ++i) {
         const bool exists = static_cast<size_t>(i) < scratch.candidates.size();
         top_ids[i] = exists ? scratch.candidates[i].id : -1;
@@ -217,6 +314,6 @@ TokenScore score_token(const float* logits, int vocab, int32_t token, int top, i
     return {logprob(own), rank};
 }
 
-void fill_sample(KernelTable& table) { table.sample = {choose_token, score_token, usable_logits}; }
+void fill_sample(KernelTable& table) { table.sample = {running_top, choose_token, score_token, usable_logits}; }
 
 }  // namespace kvern::KVERN_ISA_NS

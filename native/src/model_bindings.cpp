@@ -4,8 +4,10 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -35,10 +37,12 @@ void make_operation(Operation* self, int code, const std::vector<int32_t>& slots
         static_cast<OpCode>(code), slots[0], slots[1], slots[2], slots[3], weight, vector, slots[4], parts, value};
 }
 
-RowCode code_of_weight(const ProgramSpec& spec, int32_t weight, const KernelTable& table) {
+// The activation format `name` ("": the weight format's own) for rows that `weight` is multiplied with.
+RowCode code_of_weight(const ProgramSpec& spec, int32_t weight, const std::string& name, const KernelTable& table) {
     if (weight < 0 || static_cast<size_t>(weight) >= spec.weights.size())
         throw std::invalid_argument("encoding for an unknown weight");
-    return row_code(spec.weights[static_cast<size_t>(weight)]->view().format, table.linear);
+    if (!name.empty()) return parse_row_code(name);
+    return default_row_code(spec.weights[static_cast<size_t>(weight)]->view().format, table.linear);
 }
 
 ProgramSpec read_spec(nb::handle program, const KernelTable& table) {
@@ -50,8 +54,9 @@ ProgramSpec read_spec(nb::handle program, const KernelTable& table) {
         spec.weights.push_back(std::move(weight));
     spec.vectors = field<std::vector<std::vector<float>>>(program, "vectors");
     spec.ropes = field<std::vector<std::vector<float>>>(program, "ropes");
-    for (const auto& [slot, weight] : field<std::vector<std::pair<int32_t, int32_t>>>(program, "encodings"))
-        spec.encodings.push_back({slot, code_of_weight(spec, weight, table)});
+    for (const auto& [slot, weight, name] :
+         field<std::vector<std::tuple<int32_t, int32_t, std::string>>>(program, "encodings"))
+        spec.encodings.push_back({slot, code_of_weight(spec, weight, name, table), weight});
     for (nb::handle layer : program.attr("layers"))
         spec.layers.push_back({field<int32_t>(layer, "heads"), field<int32_t>(layer, "kv_heads"),
                                field<int32_t>(layer, "head_dim"), field<float>(layer, "scale"),
@@ -62,12 +67,6 @@ ProgramSpec read_spec(nb::handle program, const KernelTable& table) {
     return spec;
 }
 
-KvFormat parse_kv_format(const std::string& name) {
-    if (name == "bf16") return KvFormat::bf16;
-    if (name == "kv8") return KvFormat::kv8;
-    throw std::invalid_argument("kv format '" + name + "' is not one of bf16, kv8");
-}
-
 void make_model(Program* self, std::shared_ptr<Pool> pool, nb::handle program, const std::string& kv_format,
                 nb::handle limits) {
     ProgramLimits bounds;
@@ -75,6 +74,9 @@ void make_model(Program* self, std::shared_ptr<Pool> pool, nb::handle program, c
     bounds.pages = field<int64_t>(limits, "pages");
     bounds.max_rows = field<int32_t>(limits, "max_rows");
     bounds.chunk_tokens = field<int32_t>(limits, "chunk_tokens");
+    bounds.lanes = field<int32_t>(limits, "lanes");
+    bounds.apart = field<bool>(limits, "apart");
+    bounds.tail_slots = field<int64_t>(limits, "tail_slots");
     const KernelTable& table = kernels();
     new (self) Program(std::move(pool), table, read_spec(program, table), bounds);
 }
@@ -93,6 +95,7 @@ nb::object step(Program& model, nb::handle batch) {
     const auto table = array<const int32_t, 2>(batch, "block_table");
     const auto hidden = array<float, 2>(batch, "hidden");
     const auto logit_rows = array<const int32_t, 1>(batch, "logit_rows");
+    const auto greedy_rows = array<const int32_t, 1>(batch, "greedy_rows");
     const auto stop = array<const uint8_t, 1>(batch, "stop");
     const auto rows = static_cast<int64_t>(tokens.shape(0)), slices = static_cast<int64_t>(unit_begin.shape(0));
     expect_length("positions", positions.shape(0), rows);
@@ -102,33 +105,48 @@ nb::object step(Program& model, nb::handle batch) {
     expect_length("hidden", hidden.shape(0), rows);
     expect_length("hidden rows", hidden.shape(1), model.spec().hidden);
     expect_length("stop", stop.shape(0), 1);
-    const size_t wanted = logit_rows.shape(0);
-    if (static_cast<int64_t>(wanted) > rows) throw std::invalid_argument("more logit_rows than rows");
+    const size_t wanted = logit_rows.shape(0), greedy_count = greedy_rows.shape(0);
+    if (static_cast<int64_t>(wanted + greedy_count) > rows)
+        throw std::invalid_argument("more logit_rows and greedy_rows than rows");
     auto logits = new_array<float, 2>({wanted, static_cast<size_t>(model.spec().vocab)});
     auto reached = new_array<int32_t, 1>({static_cast<size_t>(slices)});
+    auto greedy = new_array<int32_t, 1>({greedy_count});
+    std::fill(greedy.data(), greedy.data() + greedy_count, -1);
     // What is checked must be what is used: another Python thread may write to the batch once the GIL is released.
-    const std::vector<int32_t> own[] = {copied(tokens),   copied(positions), copied(row_begin), copied(unit_begin),
-                                        copied(unit_end), copied(table),     copied(logit_rows)};
-    const StepView view{own[0].data(),
-                        own[1].data(),
-                        own[2].data(),
-                        own[3].data(),
-                        own[4].data(),
-                        own[5].data(),
-                        own[6].data(),
-                        hidden.data(),
-                        stop.data(),
-                        rows,
-                        slices,
-                        static_cast<int64_t>(table.shape(1)),
-                        static_cast<int64_t>(wanted),
-                        logits.data(),
-                        reached.data()};
+    const std::vector<int32_t> own[] = {copied(tokens),   copied(positions), copied(row_begin),  copied(unit_begin),
+                                        copied(unit_end), copied(table),     copied(logit_rows), copied(greedy_rows)};
+    // Of KV formats with a tail only: None says that there are no slots.
+    const bool has_tails = !nb::getattr(batch, "tail_slot", nb::none()).is_none();
+    std::vector<int32_t> tail_slots;
+    if (has_tails) tail_slots = copied(array<const int32_t, 1>(batch, "tail_slot"));
+    if (has_tails) expect_length("tail_slot", tail_slots.size(), slices);
+    const auto share = field<std::pair<int32_t, int32_t>>(batch, "workers");
+    StepView view{own[0].data(),
+                  own[1].data(),
+                  own[2].data(),
+                  own[3].data(),
+                  own[4].data(),
+                  own[5].data(),
+                  own[6].data(),
+                  hidden.data(),
+                  stop.data(),
+                  rows,
+                  slices,
+                  static_cast<int64_t>(table.shape(1)),
+                  static_cast<int64_t>(wanted),
+                  logits.data(),
+                  reached.data(),
+                  share.first,
+                  share.second,
+                  own[7].data(),
+                  static_cast<int64_t>(greedy_count),
+                  greedy.data()};
+    view.tail_slots = has_tails ? tail_slots.data() : nullptr;
     {
         nb::gil_scoped_release release;
         model.step(view);
     }
-    return nb::make_tuple(logits, reached);
+    return nb::make_tuple(logits, reached, greedy);
 }
 
 void check_page(Program& model, int64_t page) {
@@ -161,24 +179,38 @@ nb::dict page_layout(Program& model, int layer) {
     return result;
 }
 
+// Calls `change` while no step runs.
+void between_steps(Program& model, nb::callable change) {
+    const std::unique_lock<std::shared_mutex> lock = [&] {
+        nb::gil_scoped_release release;  // the step that is waited for may need the GIL to end
+        return model.between_steps();
+    }();
+    change();
+}
+
 }  // namespace
 
 void register_sample(nb::module_& m);
+void register_profile(nb::class_<Program>& model);
 
 void register_model(nb::module_& m) {
     nb::class_<Operation>(m, "Operation")
         .def("__init__", &make_operation, nb::arg("code"), nb::arg("slots"), nb::arg("weight") = -1,
              nb::arg("vector") = -1, nb::arg("parts") = 0, nb::arg("value") = 0.0f);
-    nb::class_<Program>(m, "Model")
-        .def("__init__", &make_model, nb::arg("pool"), nb::arg("program"), nb::arg("kv_format"), nb::arg("limits"))
-        .def("step", &step, nb::arg("batch"), "(logits [E, V], reached [S]) of a StepBatch; releases the GIL.")
+    nb::class_<Program> model(m, "Model");
+    model.def("__init__", &make_model, nb::arg("pool"), nb::arg("program"), nb::arg("kv_format"), nb::arg("limits"))
+        .def("step", &step, nb::arg("batch"),
+             "(logits [E, V], reached [S], greedy [G]) of a StepBatch; releases the GIL.")
         .def("copy_page", &Program::copy_page, nb::arg("source"), nb::arg("target"),
              nb::call_guard<nb::gil_scoped_release>())
+        .def("between_steps", &between_steps, nb::arg("change"), "Calls `change` while no step runs.")
         .def("read_page", &read_page, nb::arg("page"))
         .def("write_page", &write_page, nb::arg("page"), nb::arg("data"))
         .def("page_layout", &page_layout, nb::arg("layer"))
         .def_prop_ro("page_bytes", [](Program& model) { return model.pages().page_bytes(); })
+        .def_prop_ro("tail_bytes", [](Program& model) { return model.tails().bytes(); })
         .def_prop_ro("scratch_bytes", &Program::scratch_bytes);
+    register_profile(model);
     register_sample(m);
 }
 

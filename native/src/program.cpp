@@ -1,13 +1,16 @@
-// Setting up a program, checking batches, and walking units; the operations are in program_ops.cpp.
+// Setting up a program and checking batches; lane.cpp runs them.
 #include "program.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
+
+#include "lane.h"
 
 namespace kvern {
 namespace {
@@ -20,19 +23,7 @@ std::string in_range(const char* what, int64_t value, int64_t limit) {
     return std::string(what) + " " + std::to_string(value) + " is outside 0.." + std::to_string(limit - 1);
 }
 
-constexpr size_t kPartialFloats = size_t{1} << 20;
-
 }  // namespace
-
-void Program::Free::operator()(float* p) const { std::free(p); }
-
-Program::Buffer Program::buffer(size_t floats) {
-    const size_t bytes = (std::max<size_t>(floats, 16) * sizeof(float) + 63) / 64 * 64;
-    auto* memory = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (memory == nullptr) throw std::bad_alloc();
-    scratch_bytes_ += bytes;
-    return Buffer(memory);
-}
 
 namespace {
 
@@ -49,6 +40,13 @@ size_t page_bytes_of(const ProgramSpec& spec, KvFormat format) {
     return bytes;
 }
 
+KvTails tails_of(const ProgramSpec& spec, const ProgramLimits& limits) {
+    std::vector<int> head_dims, kv_heads;
+    for (const LayerShape& layer : spec.layers)
+        head_dims.push_back(layer.head_dim), kv_heads.push_back(layer.kv_heads);
+    return {head_dims, kv_heads, limits.kv_format.tail() ? limits.tail_slots : 0};
+}
+
 }  // namespace
 
 Program::Program(std::shared_ptr<Pool> pool, const KernelTable& kernels, ProgramSpec spec, ProgramLimits limits)
@@ -56,17 +54,31 @@ Program::Program(std::shared_ptr<Pool> pool, const KernelTable& kernels, Program
       kernels_(kernels),
       spec_(std::move(spec)),
       limits_(limits),
-      pages_(limits.pages, page_bytes_of(spec_, limits.kv_format)) {
+      pages_(limits.pages, page_bytes_of(spec_, limits.kv_format)),
+      tails_(tails_of(spec_, limits)) {
     check_spec();
     lay_out_pages();
-    allocate();
+    for (int i = 0; i < limits_.lanes; ++i) {
+        lanes_.push_back(std::make_unique<Lane>(*this, profile_));
+        idle_.push_back(lanes_.back().get());
+    }
+}
+
+Program::~Program() = default;
+
+size_t Program::scratch_bytes() const {
+    size_t bytes = 0;
+    for (const auto& lane : lanes_) bytes += lane->scratch_bytes();
+    return bytes;
 }
 
 void Program::check_spec() const {
     require(pool_ != nullptr, "a pool is needed");
+    require(limits_.lanes > 0 && limits_.lanes <= 64, "lanes is outside 1..64");
     require(limits_.max_rows > 0 && limits_.max_rows <= (1 << 20), "max_rows is outside 1..1048576");
-    require(limits_.chunk_tokens > 0 && limits_.chunk_tokens % kPageTokens == 0 && limits_.chunk_tokens <= (1 << 20),
-            "chunk_tokens is not a positive multiple of 64");
+    require(
+        limits_.chunk_tokens > 0 && limits_.chunk_tokens % kPageTokens == 0 && limits_.chunk_tokens <= kChunkTokens,
+        "chunk_tokens is not a positive multiple of 64 up to 512");
     require(spec_.slots.size() >= 2 && spec_.slots[kResidual] == spec_.hidden && spec_.slots[kLogits] == spec_.vocab,
             "slot 0 must have the hidden size and slot 1 the vocabulary size");
     for (int32_t w : spec_.slots) require(w > 0 && w <= (1 << 24), "slot width " + std::to_string(w));
@@ -129,7 +141,7 @@ void Program::check_operation(const Operation& op, bool in_unit) const {
             require(op.out == kLogits ? !in_unit : fresh(op.out) > 0, "linear output");
             require(in.slot > kLogits && width(in.slot) == weight.k && width(op.out) == weight.n,
                     "linear weight has another shape than its rows");
-            require(in.code == row_code(weight.format, kernels_.linear), "linear rows have the wrong encoding");
+            require(kernels_.linear.at(weight.format, in.code) != nullptr, "linear rows have the wrong encoding");
             if (op.vector != -1) vector_of(op.vector, weight.n);
             return;
         }
@@ -163,30 +175,10 @@ void Program::lay_out_pages() {
     }
 }
 
-void Program::allocate() {
-    const auto rows = static_cast<size_t>(limits_.max_rows);
-    for (size_t i = 0; i < spec_.slots.size(); ++i)
-        slots_.push_back(i == kLogits ? Buffer() : buffer(rows * static_cast<size_t>(spec_.slots[i])));
-    for (const Encoding& e : spec_.encodings) {
-        const size_t bytes = encoded_rows_bytes(e.code, limits_.max_rows, width(e.slot));
-        encodings_.push_back(bytes == 0 ? Buffer() : buffer((bytes + 3) / 4));
-    }
-    for (const auto& rope : spec_.ropes) {
-        cosines_.push_back(buffer(rows * rope.size()));
-        sines_.push_back(buffer(rows * rope.size()));
-    }
-    int widest = 0;
-    for (const KvLayout& layout : layouts_) widest = std::max(widest, layout.padded_dim);
-    for (int i = 0; i < pool_->workers(); ++i) attend_scratch_.push_back(buffer(attend_scratch_floats(widest)));
-    partial_floats_ = pool_->workers() > 1 ? kPartialFloats : 0;
-    if (partial_floats_ > 0) partials_ = buffer(partial_floats_);
-}
-
 void Program::copy_page(int64_t source, int64_t target) {
     const int64_t count = pages_.pages();
     require(source >= 0 && source < count, in_range("page", source, count));
     require(target >= 0 && target < count, in_range("page", target, count));
-    const std::lock_guard lock(stepping_);
     if (source != target) std::memcpy(pages_.page(target), pages_.page(source), pages_.page_bytes());
 }
 
@@ -217,73 +209,70 @@ void Program::check_step(const StepView& step) const {
             require(page >= 0 && page < page_count, in_range("page", page, page_count));
         }
     }
+    check_wanted(step, step.logit_rows, step.logit_count, "logit_rows");
+    check_wanted(step, step.greedy_rows, step.greedy_count, "greedy_rows");
+    require(step.logit_count + step.greedy_count <= step.rows, "more logit_rows and greedy_rows than rows");
+}
+
+// Every slice goes on where its sequence stands in each layer it runs, as kv_tails.h wants it.
+void Program::check_tails(const StepView& step) {
+    if (!limits_.kv_format.tail()) return;
+    require(step.tail_slots != nullptr, "this KV format needs the tail slot of each slice");
+    std::vector<int32_t> taken(step.tail_slots, step.tail_slots + step.slices);
+    std::sort(taken.begin(), taken.end());
+    require(std::adjacent_find(taken.begin(), taken.end()) == taken.end(), "two slices have one tail slot");
+    for (int64_t s = 0; s < step.slices; ++s) {
+        const int64_t slot = step.tail_slots[s], begin = step.positions[step.row_begin[s]];
+        require(slot >= 0 && slot < tails_.slots(), in_range("tail slot", slot, tails_.slots()));
+        for (int layer = (step.unit_begin[s] + 1) / 2; 2 * layer < step.unit_end[s]; ++layer)
+            require(tails_.continues(slot, layer, begin),
+                    "slice " + std::to_string(s) + " begins at position " + std::to_string(begin) + "; in layer " +
+                        std::to_string(layer) + " its tail is at " + std::to_string(tails_.end(slot, layer)));
+    }
+}
+
+void Program::check_wanted(const StepView& step, const int32_t* rows, int64_t count, const char* name) const {
     int64_t slice = 0, before = -1;
-    for (int64_t i = 0; i < step.logit_count; ++i) {
-        const int64_t row = step.logit_rows[i];
-        require(row > before && row < step.rows, "logit_rows must ascend within the rows");
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = rows[i];
+        require(row > before && row < step.rows, std::string(name) + " must ascend within the rows");
         while (row >= step.row_begin[slice + 1]) ++slice;
         require(step.unit_end[slice] == units(), "logits wanted of a slice that ends before the last unit");
         before = row;
     }
 }
 
-// The rows whose slices cover `unit`, in order.
-void Program::activate(const StepView& step, int unit) {
-    active_.rows.clear(), active_.positions.clear(), active_.slices.clear(), active_.begin.clear();
-    for (int64_t s = 0; s < step.slices; ++s) {
-        if (unit < step.unit_begin[s] || unit >= step.unit_end[s]) continue;
-        active_.slices.push_back(static_cast<int32_t>(s));
-        active_.begin.push_back(static_cast<int32_t>(active_.rows.size()));
-        for (int32_t r = step.row_begin[s]; r < step.row_begin[s + 1]; ++r) {
-            active_.rows.push_back(r);
-            active_.positions.push_back(step.positions[r]);
-        }
-    }
-    active_.begin.push_back(static_cast<int32_t>(active_.rows.size()));
-}
-
-// Runs units in order; returns the unit before which it was stopped (the number of units: not stopped).
-int Program::run_units(const StepView& step) {
-    const int first = *std::min_element(step.unit_begin, step.unit_begin + step.slices);
-    const int last = *std::max_element(step.unit_end, step.unit_end + step.slices);
-    for (int unit = first; unit < last; ++unit) {
-        if (__atomic_load_n(step.stop, __ATOMIC_RELAXED) != 0) return unit;
-        bool changed = unit == first;
-        for (int64_t s = 0; s < step.slices && !changed; ++s)
-            changed = step.unit_begin[s] == unit || step.unit_end[s] == unit;
-        if (changed) activate(step, unit);
-        const int rows = static_cast<int>(active_.rows.size());
-        if (rows == 0) continue;
-        if (unit == 0) run(spec_.embed, step, active_.rows.data(), rows);
-        run(spec_.units[static_cast<size_t>(unit)], step, active_.rows.data(), rows);
-    }
-    return units();
-}
-
 void Program::step(const StepView& step) {
-    const std::lock_guard lock(stepping_);
     check_step(step);
-    const FlushDenormals flush;
-    const size_t width_bytes = static_cast<size_t>(spec_.hidden) * sizeof(float);
-    for (int64_t s = 0; s < step.slices; ++s)
-        if (step.unit_begin[s] > 0)
-            std::memcpy(slot(kResidual) + int64_t{step.row_begin[s]} * spec_.hidden,
-                        step.hidden + int64_t{step.row_begin[s]} * spec_.hidden,
-                        static_cast<size_t>(step.row_begin[s + 1] - step.row_begin[s]) * width_bytes);
-    fill_angles(step);
-    const int stopped = run_units(step);
-    bool whole = true;
-    for (int64_t s = 0; s < step.slices; ++s) {
-        const int32_t reached = std::max(step.unit_begin[s], std::min(step.unit_end[s], stopped));
-        step.reached[s] = reached;
-        whole = whole && (reached == step.unit_end[s]);
-        if (reached < units() && reached > step.unit_begin[s])
-            std::memcpy(step.hidden + int64_t{step.row_begin[s]} * spec_.hidden,
-                        slot(kResidual) + int64_t{step.row_begin[s]} * spec_.hidden,
-                        static_cast<size_t>(step.row_begin[s + 1] - step.row_begin[s]) * width_bytes);
-    }
-    // A stop leaves no slice at the last unit, so there is nothing to read logits from.
-    if (whole && step.logit_count > 0) run(spec_.head, step, step.logit_rows, static_cast<int>(step.logit_count));
+    Pool& pool = pool_of(step.first_worker, step.workers);
+    const std::shared_lock lock(stepping_);
+    const std::unique_ptr<Lane, std::function<void(Lane*)>> lane(take_lane(),
+                                                                 [this](Lane* done) { give_back(done); });
+    check_tails(step);
+    lane->step(step, pool);
+}
+
+// Shares are made when first asked for, and kept.
+Pool& Program::pool_of(int first, int count) {
+    if (count == 0 || (first == 0 && count == pool_->workers())) return *pool_;
+    const std::lock_guard choosing(choosing_);
+    std::unique_ptr<Pool>& share = shares_[{first, count}];
+    if (share == nullptr) share = pool_->share(first, count);
+    return *share;
+}
+
+Lane* Program::take_lane() {
+    std::unique_lock choosing(choosing_);
+    lane_idle_.wait(choosing, [&] { return !idle_.empty(); });
+    Lane* lane = idle_.back();
+    idle_.pop_back();
+    return lane;
+}
+
+void Program::give_back(Lane* lane) {
+    const std::lock_guard choosing(choosing_);
+    idle_.push_back(lane);
+    lane_idle_.notify_one();
 }
 
 }  // namespace kvern

@@ -121,6 +121,7 @@ std::vector<SampleScratch>& scratch_for(const Pool& pool, int vocab) {
         if (room.work.size() < size) room.work.resize(size);
         if (room.counts.size() < size) room.counts.resize(size, 0);
         room.candidates.reserve(size);
+        room.spare.reserve(size);
         room.weights.reserve(size + 16);
     }
     return scratch;

@@ -3,12 +3,14 @@
 #include <chrono>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
+#include <unistd.h>
 #endif
 
 namespace kvern {
@@ -39,24 +41,27 @@ bool spin(Ready ready) {
     return ready();
 }
 
-void pin_to_nth_allowed_cpu(int n) {
 #if defined(__linux__)
+void pin_to(int cpu) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+}
+
+bool may_use(int cpu) {
     cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    const int count = CPU_COUNT(&allowed);
-    if (count == 0) return;
-    int skip = n % count;
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-        if (!CPU_ISSET(cpu, &allowed) || skip-- > 0) continue;
-        cpu_set_t one;
-        CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
-        pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-        return;
-    }
+    // Of the process's first thread: the calling one may be tied already.
+    return cpu >= 0 && cpu < CPU_SETSIZE && sched_getaffinity(getpid(), sizeof allowed, &allowed) == 0 &&
+           CPU_ISSET(cpu, &allowed);
+}
 #else
-    (void)n;
+void pin_to(int) {}
+bool may_use(int) { return true; }
 #endif
+
+void require(bool ok, const std::string& message) {
+    if (!ok) throw std::invalid_argument(message);
 }
 
 }  // namespace
@@ -76,15 +81,30 @@ FlushDenormals::~FlushDenormals() {
 #endif
 }
 
-Pool::Pool(int workers, bool pin) : workers_(workers) {
-    if (workers < 1 || workers > 1024)
-        throw std::invalid_argument("threads must be 1 to 1024, not " + std::to_string(workers));
+Pool::Pool(int workers, std::vector<int> cpus) : workers_(workers), cpus_(std::move(cpus)) {
+    require(workers >= 1 && workers <= 1024, "threads must be 1 to 1024, not " + std::to_string(workers));
+    require(cpus_.empty() || cpus_.size() == static_cast<size_t>(workers),
+            std::to_string(cpus_.size()) + " CPUs for " + std::to_string(workers) + " threads: one each, or none");
+    for (int cpu : cpus_) require(may_use(cpu), "CPU " + std::to_string(cpu) + " is not one this process may use");
     for (int worker = 1; worker < workers; ++worker) {
-        threads_.emplace_back([this, worker, pin] {
-            if (pin) pin_to_nth_allowed_cpu(worker);
+        threads_.emplace_back([this, worker] {
+            if (!cpus_.empty()) pin_to(cpus_[static_cast<size_t>(worker)]);
             serve(worker);
         });
     }
+}
+
+void Pool::pin_caller() const {
+    if (!cpus_.empty()) pin_to(cpus_[0]);
+}
+
+std::unique_ptr<Pool> Pool::share(int first, int count) const {
+    require(first >= 0 && count >= 1 && first + count <= workers_,
+            "workers " + std::to_string(first) + ".." + std::to_string(first + count - 1) + " are not among the " +
+                std::to_string(workers_) + " of this pool");
+    std::vector<int> cpus;
+    if (!cpus_.empty()) cpus.assign(cpus_.begin() + first, cpus_.begin() + first + count);
+    return std::make_unique<Pool>(count, std::move(cpus));
 }
 
 Pool::~Pool() {
@@ -109,9 +129,7 @@ void Pool::run_task(Task task, void* context) {
         remaining_.store(workers_ - 1, std::memory_order_relaxed);
         generation_.fetch_add(1);  // publishes the task; ordered before the read of parked_
         if (parked_.load() > 0) {
-            {
-                std::lock_guard<std::mutex> lock(parking_);
-            }
+            { std::lock_guard<std::mutex> lock(parking_); }
             work_.notify_all();
         }
     }
@@ -129,9 +147,7 @@ void Pool::serve(int worker) {
         if (closing_) return;
         task_(context_, worker, workers_);
         if (remaining_.fetch_sub(1) == 1 && caller_parked_.load()) {
-            {
-                std::lock_guard<std::mutex> lock(parking_);
-            }
+            { std::lock_guard<std::mutex> lock(parking_); }
             done_.notify_one();
         }
     }
