@@ -7,13 +7,14 @@ back end evaluates them with NumPy; the ``cpu`` back end calls them once at load
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvern.formats import weights
+from kvern.formats.weight_format import no_header
 
 T = TypeVar("T")
 
@@ -62,7 +63,8 @@ class Weight:
     matrix is ``raw[rows[i]]`` (``rows`` None: the same order). ``format`` names a file of ``kvern.formats.weights``.
     ``release`` tells the reader that this tensor will not be read again (None: nothing to do). With ``converted``
     the matrix is that one brought to ``format`` row by row as it is read, and ``raw`` is empty: back ends read
-    through ``rows_raw`` or ``decode``, a few rows at a time.
+    through ``rows_raw`` or ``decode``, a few rows at a time. ``header`` (uint8, mostly empty) is what the format says
+    of the matrix as a whole; ``activation`` the form its inputs are brought to (None: the format's own).
     """
 
     name: str
@@ -73,16 +75,18 @@ class Weight:
     rows: NDArray[np.int32] | None = None
     release: Callable[[], None] | None = None
     converted: Weight | None = None
+    header: NDArray[np.uint8] = field(default_factory=no_header)
+    activation: str | None = None
 
     def rows_raw(self, begin: int, end: int) -> NDArray[np.uint8]:
         """Rows ``[begin, end)`` of the matrix in ``format``: uint8 [end - begin, bytes per row]."""
         if self.converted is not None:
-            return weights.get(self.format).encode(self.converted.decode(begin, end))
+            return weights.get(self.format).encode(self.converted.decode(begin, end), self.header)
         return self.raw[begin:end] if self.rows is None else self.raw[self.rows[begin:end]]
 
     def decode(self, begin: int, end: int) -> NDArray[np.float32]:
         """Rows ``[begin, end)`` as numbers: float32 [end - begin, K]."""
-        return weights.get(self.format).decode(self.rows_raw(begin, end), end - begin, self.k)
+        return weights.get(self.format).decode(self.rows_raw(begin, end), end - begin, self.k, self.header)
 
     def let_go(self) -> None:
         """All rows have been read and copied: the pages of the file they came from may leave memory."""
@@ -93,8 +97,9 @@ class Weight:
         """The same matrix in another weight format (itself where it already is in that one)."""
         if name.upper() == self.format.upper():
             return self
-        empty = np.empty((0, 0), np.uint8)
-        return Weight(self.name, weights.get(name).name, self.n, self.k, empty, release=self.release, converted=self)
+        form, empty = weights.get(name), np.empty((0, 0), np.uint8)
+        header = form.plain_header(self.k)
+        return Weight(self.name, form.name, self.n, self.k, empty, None, self.release, self, header)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

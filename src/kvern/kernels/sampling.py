@@ -43,3 +43,13 @@ class SampleParameters(Protocol):
     allowed_begin: Ids
     banned_ids: Ids
     banned_begin: Ids
+
+
+def likeliest(logits: Numbers) -> Ids:
+    """The id of each row's highest logit [E] of logits [E, V]; the lowest of equal ones.
+
+    -1 for a row with a NaN, with +infinity, or with nothing above -infinity.
+    """
+    highest = logits.argmax(axis=1)  # the first NaN where there is one
+    found: Ids = np.where(np.isfinite(logits[np.arange(len(logits)), highest]), highest, -1).astype(np.int32)
+    return found

@@ -72,7 +72,7 @@ class _Loader:
             name = self._rooted(pattern.format(layer=index))
             if field.name in self.layout.optional and name not in self.file.tensors:
                 continue
-            if field.name in _MATRIX_SHAPES:
+            if field.name in MATRIX_SHAPES:
                 found[field.name] = self.matrix(field.name, name, attention)
             else:
                 found[field.name] = self.vector(field.name, name, attention)
@@ -80,7 +80,7 @@ class _Loader:
 
     def matrix(self, field: str, name: str, attention: AttentionSpec | None = None) -> Weight:
         info = self.file.info(name)
-        expected = _MATRIX_SHAPES[field](self.spec, attention or self.spec.layers[0])
+        expected = MATRIX_SHAPES[field](self.spec, attention or self.spec.layers[0])
         self._check_shape(name, info.shape, expected)
         n, k = expected
         weight_format = weight_formats.get(info.format)
@@ -91,7 +91,7 @@ class _Loader:
 
     def vector(self, field: str, name: str, attention: AttentionSpec) -> Vector:
         info = self.file.info(name)
-        width = _vector_width(field, self.spec, attention)
+        width = vector_width(field, self.spec, attention)
         self._check_shape(name, info.shape, (width,))
         values = weight_formats.get(info.format).decode(self.file.data(name), 1, width)[0]
         order = self._order(field, attention)
@@ -125,7 +125,7 @@ class _Loader:
 
 
 _Shape = Callable[[ModelSpec, AttentionSpec], tuple[int, int]]
-_MATRIX_SHAPES: dict[str, _Shape] = {
+MATRIX_SHAPES: dict[str, _Shape] = {
     "embedding": lambda s, a: (s.vocab, s.hidden),
     "output": lambda s, a: (s.vocab, s.hidden),
     "query": lambda s, a: (a.heads * a.head_dim, s.hidden),
@@ -138,9 +138,10 @@ _MATRIX_SHAPES: dict[str, _Shape] = {
 }
 
 
-def _vector_width(field: str, spec: ModelSpec, attention: AttentionSpec) -> int:
+def vector_width(field: str, spec: ModelSpec, attention: AttentionSpec) -> int:
+    """Elements of a norm or bias, by its field in LayerWeights."""
     if field in ("query_norm", "key_norm"):
         return attention.head_dim
     if field.endswith("_norm"):
         return spec.hidden
-    return _MATRIX_SHAPES[field.removesuffix("_bias")](spec, attention)[0]
+    return MATRIX_SHAPES[field.removesuffix("_bias")](spec, attention)[0]

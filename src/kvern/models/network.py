@@ -99,6 +99,20 @@ class Model:
             output=embedding if tied else self.output.as_format(weight_format),
         )
 
+    def with_activation(self, name: str) -> Model:
+        """The same model whose layers bring the inputs of their matrices to the activation format ``name``.
+
+        The embedding and the output keep their own.
+        """
+        layers = tuple(_with_activation(layer, name) for layer in self.layers)
+        return replace(self, layers=layers)
+
+
+def _with_activation(layer: LayerWeights, name: str) -> LayerWeights:
+    found = {f.name: getattr(layer, f.name) for f in fields(LayerWeights)}
+    changed: dict[str, Any] = {n: replace(w, activation=name) for n, w in found.items() if isinstance(w, Weight)}
+    return replace(layer, **changed)
+
 
 def _in_format(layer: LayerWeights, weight_format: str) -> LayerWeights:
     found = {f.name: getattr(layer, f.name) for f in fields(LayerWeights)}

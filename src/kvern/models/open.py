@@ -1,8 +1,9 @@
-"""From a path to a `Model` with its weights mapped: GGUF files and Hugging Face folders."""
+"""From a path to a `Model` with its weights mapped: GGUF files, Hugging Face folders, kvern's own quantised files."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from kvern.core.errors import ModelFileError
 from kvern.formats import weights as weight_formats
-from kvern.models import registry
+from kvern.models import canonical, registry
 from kvern.models.basics import GgufFacts
 from kvern.models.build import build, find_root
 from kvern.models.facts import Facts
@@ -19,6 +20,8 @@ from kvern.models.spec import ModelSpec, require, with_generation
 from kvern.weights import model_files
 from kvern.weights.gguf import GgufFile
 from kvern.weights.mapped_file import TensorFile
+from kvern.weights.quantised_file import QuantisedFile
+from kvern.weights.safetensors import SafetensorsFile
 
 MAX_CONFIG_BYTES = 16 << 20
 
@@ -39,14 +42,14 @@ def open_network(path: Path) -> OpenModel:
     """Read what the file says of itself and find every tensor. Raises ModelFileError."""
     file = model_files.read(path)
     try:
-        network = _from_gguf(file) if isinstance(file, GgufFile) else _from_hf(file)
+        network = NETWORKS[type(file)](file)
     except ModelFileError:
         file.close()
         raise
     return OpenModel(network, file)
 
 
-def _from_gguf(file: GgufFile) -> Model:
+def _from_gguf(file: TensorFile) -> Model:
     architecture = Facts(file.metadata).text("general.architecture")
     family = registry.for_gguf(architecture)
     find_root(file, family.GGUF)
@@ -71,6 +74,19 @@ def _from_hf(file: TensorFile) -> Model:
     family = registry.for_hf(facts.text("model_type"))
     spec = with_generation(family.spec_from_hf(facts), read_json(file.path.parent / "generation_config.json") or {})
     return build(spec, family, family.HF, file)
+
+
+def _from_quantised(file: TensorFile) -> Model:
+    assert isinstance(file, QuantisedFile)
+    return canonical.from_file(file)
+
+
+# Each kind of file that ``model_files.read`` opens, and how a model is found in it.
+NETWORKS: dict[type[TensorFile], Callable[[TensorFile], Model]] = {
+    GgufFile: _from_gguf,
+    SafetensorsFile: _from_hf,
+    QuantisedFile: _from_quantised,
+}
 
 
 def read_json(path: Path) -> dict[str, object] | None:

@@ -44,6 +44,11 @@ def for_hf(model_type: str) -> Family:
     return _family(HF_MODEL_TYPES, model_type, "model type")
 
 
+def named(family: str) -> Family:
+    """The family that a ``ModelSpec`` names; raises ModelFileError when there is none."""
+    return _family({module: module for module in HF_MODEL_TYPES.values()}, family, "family")
+
+
 def _family(table: dict[str, str], name: str, what: str) -> Family:
     module = table.get(name)
     if module is None:

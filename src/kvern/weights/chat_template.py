@@ -177,18 +177,31 @@ def chat_template_from_gguf(metadata: Mapping[str, Any], tokenizer: Tokenizer) -
     return ChatTemplate(source, template_variables(tokenizer)) if isinstance(source, str) else None
 
 
+TEMPLATE_DOCUMENTS = ("chat_template.jinja", "tokenizer_config.json")
+
+
 def chat_template_from_folder(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The template of a Hugging Face folder: `chat_template.jinja`, or `chat_template` in tokenizer_config.json."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return chat_template_from_file(file, tokenizer)
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
+    found = {name: folder / name for name in TEMPLATE_DOCUMENTS if (folder / name).is_file()}
+    if "chat_template.jinja" in found:
+        _check_size(found["chat_template.jinja"])
+    documents = {name: file.read_bytes() for name, file in found.items()}
+    return chat_template_from_documents(documents, tokenizer, str(folder))
+
+
+def chat_template_from_documents(
+    documents: Mapping[str, bytes], tokenizer: Tokenizer, where: str
+) -> ChatTemplate | None:
+    """The same from the bytes of those files; ``where`` is what errors begin with. Raises ModelFileError."""
     try:
-        source = json.loads(config.read_bytes()).get("chat_template")
+        if "chat_template.jinja" in documents:
+            source: Any = str(documents["chat_template.jinja"], "utf-8")
+        else:
+            source = json.loads(documents.get("tokenizer_config.json", b"{}")).get("chat_template")
     except (ValueError, AttributeError) as error:
-        raise ModelFileError(f"{config} is not a JSON object: {error}") from error
+        raise ModelFileError(
+            f"{where}: its chat template or tokenizer_config.json cannot be read: {error}"
+        ) from error
     if isinstance(source, list):  # several named ones
         source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
     return ChatTemplate(source, template_variables(tokenizer)) if isinstance(source, str) else None
@@ -196,6 +209,10 @@ def chat_template_from_folder(folder: Path, tokenizer: Tokenizer) -> ChatTemplat
 
 def chat_template_from_file(file: Path, tokenizer: Tokenizer) -> ChatTemplate:
     """A template the operator names (``--chat-template FILE``)."""
+    _check_size(file)
+    return ChatTemplate(file.read_text(encoding="utf-8"), template_variables(tokenizer))
+
+
+def _check_size(file: Path) -> None:
     if file.stat().st_size > 4 * MAX_TEMPLATE_CHARS:
         raise ModelFileError(f"{file} is too large for a chat template (limit {MAX_TEMPLATE_CHARS} characters)")
-    return ChatTemplate(file.read_text(encoding="utf-8"), template_variables(tokenizer))

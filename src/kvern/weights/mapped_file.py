@@ -99,6 +99,11 @@ class TensorFile:
             self.tensors[info.name] = info
 
     @property
+    def maps(self) -> tuple[MappedFile, ...]:
+        """The files, in order."""
+        return self._maps
+
+    @property
     def path(self) -> Path:
         """The first file."""
         return self._maps[0].path

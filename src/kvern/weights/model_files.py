@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvern.core.errors import ModelFileError
-from kvern.weights import gguf, safetensors
+from kvern.weights import gguf, quantised_file, safetensors
 from kvern.weights.gguf import GgufFile
 from kvern.weights.safetensors import SafetensorsFile
 
 
 def read(path: str | Path) -> GgufFile | SafetensorsFile:
-    """Open a GGUF file, a safetensors file, or a folder with a model in one of the two forms.
+    """Open a GGUF file, a safetensors file (kvern's own kind is a `QuantisedFile`), or a folder with one of them.
 
     A folder with safetensors is read as such; one with a single GGUF model (all parts of a split one) as that.
     Raises ModelFileError, also for pickled weights.
@@ -24,7 +24,7 @@ def read(path: str | Path) -> GgufFile | SafetensorsFile:
         return _read_folder(path)
     if path.suffix.lower() == ".gguf" or _starts_with_magic(path):
         return gguf.read(path)
-    return safetensors.read(path)
+    return quantised_file.recognise(safetensors.read(path))
 
 
 def _read_folder(folder: Path) -> GgufFile | SafetensorsFile:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from kvern.core.errors import InvalidRequest, ModelFileError
 from kvern.weights.token_table import TokenTable
 
 MAX_TOKENIZER_FILE_BYTES = 256 << 20
+# Files of a model folder that say how its text side works.
+TOKENIZER_DOCUMENTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 # Tokens that end a turn or a text in the instruction formats of the supported families.
 END_OF_GENERATION = (
@@ -141,7 +143,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise ModelFileError(f"no tokenizer.json in {path}; kvern reads no other Hugging Face tokenizer file")
     if file.stat().st_size > MAX_TOKENIZER_FILE_BYTES:
         raise ModelFileError(f"{file} is over {MAX_TOKENIZER_FILE_BYTES >> 20} MiB")
-    return _from_json(file.read_bytes(), str(file), file.parent)
+    documents = {name: file.parent / name for name in TOKENIZER_DOCUMENTS if (file.parent / name).is_file()}
+    beside = {name: path.read_bytes() for name, path in documents.items()}
+    return tokenizer_from_documents({**beside, "tokenizer.json": file.read_bytes()}, str(file.parent))
+
+
+def tokenizer_from_documents(documents: Mapping[str, bytes], where: str) -> Tokenizer:
+    """From the bytes of ``tokenizer.json`` and, where there are any, of the files beside it (TOKENIZER_DOCUMENTS).
+
+    ``where`` is what errors begin with. Raises ModelFileError.
+    """
+    data = documents.get("tokenizer.json")
+    if data is None:
+        raise ModelFileError(f"{where}: has no tokenizer.json")
+    return _from_json(data, documents, where)
 
 
 class _AddedToken(msgspec.Struct):
@@ -157,9 +172,10 @@ class _TokenizerFile(msgspec.Struct):
     added_tokens: list[_AddedToken] = []
 
 
-def _from_json(data: bytes, name: str, folder: Path) -> Tokenizer:
+def _from_json(data: bytes, documents: Mapping[str, bytes], where: str) -> Tokenizer:
     import tokenizers
 
+    name = f"{where}/tokenizer.json"
     try:
         described = msgspec.json.decode(data, type=_TokenizerFile)
         library = tokenizers.Tokenizer.from_buffer(data)
@@ -176,14 +192,14 @@ def _from_json(data: bytes, name: str, folder: Path) -> Tokenizer:
     literal = frozenset(token.id for token in described.added_tokens)
     style, drops_first_space = _spelling(described.decoder, name)
     prefix, suffix = _surroundings(library)
-    config = _read_object(folder / "tokenizer_config.json")
+    config = _object(documents, "tokenizer_config.json", where)
     return Tokenizer(
         LibraryEncoder(library),
         TokenTable(texts, style, special, literal),
         TextEnds(
             bos_id=_named_token(library, config.get("bos_token")),
             eos_id=_named_token(library, config.get("eos_token")),
-            stops=_stops(library, _read_object(folder / "generation_config.json"), special),
+            stops=_stops(library, _object(documents, "generation_config.json", where), special),
             prefix=prefix,
             suffix=suffix,
         ),
@@ -234,11 +250,12 @@ def _named_token(library: Any, named: object) -> int | None:
     return library.token_to_id(text) if isinstance(text, str) else None
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+def _object(documents: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    """The JSON object in one of the documents; empty when it is not there or something else."""
+    if name not in documents:
         return {}
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(documents[name])
     except ValueError as error:
-        raise ModelFileError(f"{file} is not JSON: {error}") from error
+        raise ModelFileError(f"{where}/{name} is not JSON: {error}") from error
     return value if isinstance(value, dict) else {}

@@ -91,7 +91,9 @@ class _Metadata:
         value = self._values.get(_PREFIX + key)
         if value is None:
             return None
-        token = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ModelFileError(f"{_PREFIX}{key} is {str(value)[:40]!r}, not a token id")
+        token = value
         if not 0 <= token < len(self.texts):
             raise ModelFileError(f"{_PREFIX}{key} = {token} is not an id of {len(self.texts)} tokens")
         return token

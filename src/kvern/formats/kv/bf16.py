@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kvern.formats import bfloat16
-from kvern.formats.kv_format import KvFormat
+from kvern.formats.kv_format import Coding, KvFormat, Vectors
 
 
-def stored(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def stored(vectors: Vectors) -> Vectors:
     return bfloat16.from_bits(bfloat16.to_bits(vectors))
 
 
-FORMAT = KvFormat("bf16", item_bytes=2, vector_overhead=0, stored=stored)
+_CODING = Coding("bf16", bits=16, stored=stored)
+FORMAT = KvFormat("bf16", keys=_CODING, values=_CODING)

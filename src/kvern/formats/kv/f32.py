@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kvern.formats.kv_format import KvFormat
+from kvern.formats.kv_format import Coding, KvFormat, Vectors
 
 
-def stored(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def stored(vectors: Vectors) -> Vectors:
     return vectors
 
 
-FORMAT = KvFormat("f32", item_bytes=4, vector_overhead=0, stored=stored)
+_CODING = Coding("f32", bits=32, stored=stored)
+FORMAT = KvFormat("f32", keys=_CODING, values=_CODING)

@@ -17,4 +17,4 @@ def encode(values: Floats) -> Bytes:
     return bfloat16.to_bits(values).astype("<u2").view(np.uint8)
 
 
-FORMAT = WeightFormat("BF16", 1, 2, "float32", decode, encode)
+FORMAT = WeightFormat("BF16", 1, 2, ("float32",), decode, encode)

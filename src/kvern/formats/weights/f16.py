@@ -19,4 +19,4 @@ def encode(values: Floats) -> Bytes:
     return values.astype("<f2").view(np.uint8)
 
 
-FORMAT = WeightFormat("F16", 1, 2, "float32", decode, encode)
+FORMAT = WeightFormat("F16", 1, 2, ("float32",), decode, encode)

@@ -16,4 +16,4 @@ def encode(values: Floats) -> Bytes:
     return values.astype("<f4").view(np.uint8)
 
 
-FORMAT = WeightFormat("F32", 1, 4, "float32", decode, encode)
+FORMAT = WeightFormat("F32", 1, 4, ("float32",), decode, encode)

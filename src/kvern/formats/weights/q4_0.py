@@ -31,4 +31,4 @@ def encode(values: Floats) -> Bytes:
     return np.concatenate([d, pack_nibbles(codes.astype(np.uint8))], axis=1)
 
 
-FORMAT = WeightFormat("Q4_0", 32, 18, "int8 group 32", decode, encode)
+FORMAT = WeightFormat("Q4_0", 32, 18, ("int8 group 32", "float32"), decode, encode)

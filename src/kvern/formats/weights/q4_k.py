@@ -25,4 +25,4 @@ def encode(values: Floats) -> Bytes:
     return np.concatenate([header, packed.reshape(-1, 128)], axis=1)
 
 
-FORMAT = WeightFormat("Q4_K", 256, 144, "int8 group 32", decode, encode)
+FORMAT = WeightFormat("Q4_K", 256, 144, ("int8 group 32", "float32"), decode, encode)

@@ -33,4 +33,4 @@ def encode(values: Floats) -> Bytes:
     return np.concatenate([d, pack_fifth_bits(codes), pack_nibbles(codes & np.uint8(15))], axis=1)
 
 
-FORMAT = WeightFormat("Q5_0", 32, 22, "int8 group 32", decode, encode)
+FORMAT = WeightFormat("Q5_0", 32, 22, ("int8 group 32", "float32"), decode, encode)

@@ -34,4 +34,4 @@ def encode(values: Floats) -> Bytes:
     return np.concatenate([d, m, pack_fifth_bits(codes), pack_nibbles(codes & np.uint8(15))], axis=1)
 
 
-FORMAT = WeightFormat("Q5_1", 32, 24, "int8 group 32", decode, encode)
+FORMAT = WeightFormat("Q5_1", 32, 24, ("int8 group 32", "float32"), decode, encode)

@@ -30,4 +30,4 @@ def encode(values: Floats) -> Bytes:
     return np.concatenate([header, high, packed.reshape(-1, 128)], axis=1)
 
 
-FORMAT = WeightFormat("Q5_K", 256, 176, "int8 group 32", decode, encode)
+FORMAT = WeightFormat("Q5_K", 256, 176, ("int8 group 32", "float32"), decode, encode)

@@ -41,4 +41,4 @@ def encode(values: Floats) -> Bytes:
     return np.concatenate(parts, axis=1)
 
 
-FORMAT = WeightFormat("Q6_K", 256, 210, "int8 group 32", decode, encode)
+FORMAT = WeightFormat("Q6_K", 256, 210, ("int8 group 32", "float32"), decode, encode)

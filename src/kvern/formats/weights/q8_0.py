@@ -20,4 +20,4 @@ def encode(values: Floats) -> Bytes:
     return np.concatenate([d, codes.astype(np.int8).view(np.uint8)], axis=1)
 
 
-FORMAT = WeightFormat("Q8_0", 32, 34, "int8 group 32", decode, encode)
+FORMAT = WeightFormat("Q8_0", 32, 34, ("int8 group 32", "float32"), decode, encode)

@@ -1,13 +1,13 @@
 """W8A8: a row of signed bytes, then its float32 scale. Weight = scale * code, codes within +-127.
 
-kvern's own format, made at load; codes and scale follow ``kvern.formats.activations``.
+kvern's own format, made at load; codes and scale follow ``kvern.formats.int8_codes``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kvern.formats import activations
+from kvern.formats import int8_codes
 from kvern.formats.blocks import Bytes, Floats
 from kvern.formats.weight_format import WeightFormat
 
@@ -26,8 +26,8 @@ def decode(data: Bytes, columns: int) -> Floats:
 
 
 def encode(values: Floats) -> Bytes:
-    codes, scales = activations.int8_row(values)
+    codes, scales = int8_codes.int8_row(values)
     return np.concatenate([codes.view(np.uint8), scales.astype("<f4")[:, None].view(np.uint8)], axis=1)
 
 
-FORMAT = WeightFormat("W8A8", 1, 1, "int8 row", decode, encode, row_overhead=SCALE_BYTES)
+FORMAT = WeightFormat("W8A8", 1, 1, ("int8 row", "float32"), decode, encode, row_overhead=SCALE_BYTES)

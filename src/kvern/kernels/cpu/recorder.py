@@ -8,13 +8,15 @@ import numpy as np
 
 from kvern import _native
 from kvern.core.errors import ModelFileError
+from kvern.formats import activations
 from kvern.formats import weights as weight_formats
-from kvern.kernels.cpu.packing import pack
+from kvern.kernels.cpu.packing import Packer, pack
 from kvern.kernels.ops import ACTIVATIONS, AttentionSpec, Network, RopeSpec, Vector, Weight
 
 # OpCode of native/include/program.h.
 EMBED, NORM, ENCODE, LINEAR, ATTEND, GATE, ADD = range(7)
 RESIDUAL, LOGITS, NONE = 0, 1, -1
+_BF16_WHERE_FAST = ("BF16", "W4A16")  # formats whose inputs are rounded to bf16 where AMX multiplies them
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Program:
     weights: list[_native.PackedWeight] = field(default_factory=list)
     vectors: list[list[float]] = field(default_factory=list)
     ropes: list[list[float]] = field(default_factory=list)
-    encodings: list[tuple[int, int]] = field(default_factory=list)  # (slot, a weight of the format it is for)
+    # (slot, a weight it is for, activation format or "" for the weight format's own)
+    encodings: list[tuple[int, int, str]] = field(default_factory=list)
     embed: list[_native.Operation] = field(default_factory=list)
     units: list[list[_native.Operation]] = field(default_factory=list)
     head: list[_native.Operation] = field(default_factory=list)
@@ -60,14 +63,15 @@ class Recorder:
     Values live within one unit only, so every unit starts with all scratch slots free.
     """
 
-    def __init__(self, network: Network, pool: _native.Pool) -> None:
+    def __init__(self, network: Network, pool: _native.Pool, pack: Packer = pack) -> None:
         self.program = Program(network.hidden_size, network.vocab_size, [network.hidden_size, network.vocab_size])
         self.current: list[_native.Operation] = []
         self._pool = pool
+        self._pack = pack
         self._taken: set[int] = set()
         self._slots_before = 0  # slots that earlier units made
-        self._encoded: dict[tuple[int, str], int] = {}  # of this unit
-        self._encodings: dict[tuple[int, str], int] = {}  # of the program
+        self._encoded: dict[tuple[int, str, bytes], int] = {}  # of this unit
+        self._encodings: dict[tuple[int, str, bytes], int] = {}  # of the program
         self._weights: dict[int, tuple[Weight, int]] = {}
         self._vectors: dict[int, tuple[Vector, int]] = {}
         self._ropes: dict[RopeSpec, int] = {}
@@ -165,12 +169,15 @@ class Recorder:
 
     def _encoding(self, x: Value, weight: Weight, index: int) -> int:
         """Rows of ``x`` in the form that ``weight`` multiplies, encoded once for all linears of one form."""
-        form = weight_formats.get(weight.format).activation
-        key = x.slot, "bf16" if weight.format.upper() == "BF16" else form
+        form = weight.activation or weight_formats.get(weight.format).activation
+        # Rows coded as a header says (a permutation of channels) serve only the weights with that header.
+        header = weight.header.tobytes() if activations.get(form).uses_header else b""
+        as_bf16 = weight.activation is None and weight.format.upper() in _BF16_WHERE_FAST
+        key = x.slot, "bf16" if as_bf16 else form, header
         if key not in self._encoded:
             if key not in self._encodings:
                 self._encodings[key] = len(self.program.encodings)
-                self.program.encodings.append((x.slot, index))
+                self.program.encodings.append((x.slot, index, weight.activation or ""))
             self._encoded[key] = self._encodings[key]
             self._append(ENCODE, (self._encoded[key], NONE, NONE, NONE, NONE))
         return self._encoded[key]
@@ -178,7 +185,7 @@ class Recorder:
     def _weight(self, weight: Weight) -> int:
         if id(weight) not in self._weights:
             self._weights[id(weight)] = weight, len(self.program.weights)
-            self.program.weights.append(pack(weight, self._pool))
+            self.program.weights.append(self._pack(weight, self._pool))
         return self._weights[id(weight)][1]
 
     def _vector(self, vector: Vector) -> int:
@@ -196,9 +203,9 @@ class Recorder:
         )
 
 
-def record(network: Network, pool: _native.Pool) -> Program:
+def record(network: Network, pool: _native.Pool, pack: Packer = pack) -> Program:
     """Pack every weight and record every unit. Raises ModelFileError for what the cpu back end cannot run."""
-    recorder = Recorder(network, pool)
+    recorder = Recorder(network, pool, pack)
     program = recorder.program
     for spec in network.attention:
         recorder.attention(spec)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kvern.kernels.ops import Network
 from kvern.kernels.reference.evaluate import DecodedWeights, ReferenceOps, Segment
 from kvern.kernels.reference.pages import Pages
+from kvern.kernels.sampling import likeliest
 from kvern.runtime.device import StepBatch, StepResult
 
 Rows = NDArray[np.float32]
@@ -43,6 +44,11 @@ class ReferenceDevice:
     def pages(self) -> int:
         return self._pages.count
 
+    @property
+    def tail_slots(self) -> int:
+        """None needed: its pages hold the newest tokens of every format."""
+        return 0
+
     def step(self, batch: StepBatch) -> StepResult:
         """One step; see docs/architecture.md, "The device of a model"."""
         reached = batch.unit_begin.copy()
@@ -60,7 +66,11 @@ class ReferenceDevice:
                 x[rows] = self._network.unit(ops, unit, x[rows])
                 reached[active] = unit + 1
         self._park(batch, x, reached)
-        return StepResult(logits=self._logits(batch, x, reached), reached=reached)
+        logits = self._logits(batch, batch.logit_rows, x, reached)
+        greedy = likeliest(self._logits(batch, batch.greedy_rows, x, reached))
+        ends = np.searchsorted(batch.row_begin, batch.greedy_rows, side="right") - 1
+        greedy[reached[ends] != self.units] = -1
+        return StepResult(logits=logits, reached=reached, greedy=greedy)
 
     def _ops(
         self, batch: StepBatch, slices: Sequence[int] | NDArray[np.intp]
@@ -87,17 +97,20 @@ class ReferenceDevice:
             rows = slice(batch.row_begin[s], batch.row_begin[s + 1])
             batch.hidden[rows] = x[rows]
 
-    def _logits(self, batch: StepBatch, x: Rows, reached: NDArray[np.int32]) -> Rows:
-        """float32 [E, V]; zeros for rows whose slice did not come through."""
-        logits = np.zeros((batch.logit_rows.size, self.vocab_size), np.float32)
-        owner = np.searchsorted(batch.row_begin, batch.logit_rows, side="right") - 1
+    def _logits(self, batch: StepBatch, at: NDArray[np.int32], x: Rows, reached: NDArray[np.int32]) -> Rows:
+        """float32 [len(at), V] of rows ``at``; zeros for rows whose slice did not come through."""
+        logits = np.zeros((at.size, self.vocab_size), np.float32)
+        owner = np.searchsorted(batch.row_begin, at, side="right") - 1
         for s in np.unique(owner):
             if reached[s] == self.units:
                 wanted = np.flatnonzero(owner == s)
-                rows = batch.logit_rows[wanted].astype(np.intp)
+                rows = at[wanted].astype(np.intp)
                 ops = self._ops_of(batch, [int(s)], rows, [rows.size])
                 logits[wanted] = self._network.head(ops, x[rows])
         return logits
+
+    def adopt_thread(self) -> None:
+        """NumPy has threads of its own."""
 
     def copy_page(self, source: int, target: int) -> None:
         self._pages.copy(source, target)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvern.core.errors import ConfigError
-from kvern.formats import activations
+from kvern.formats import activations as activation_formats
 from kvern.formats import weights as weight_formats
 from kvern.kernels.ops import AttentionSpec, Vector, Weight
 from kvern.kernels.reference.pages import Pages
+from kvern.runtime.device import PAGE_TOKENS
 
 Rows = NDArray[np.float32]
 
@@ -47,14 +49,10 @@ class DecodedWeights:
 
     def input_of(self, weight: Weight, x: Rows) -> Rows:
         """What the product with ``weight`` sees of the rows ``x``."""
-        form = weight_formats.get(weight.format).activation
-        if self._activations == "exact" or form == "float32":
+        if self._activations == "exact":
             return x
-        if form == "int8 row":
-            codes, scales = activations.int8_row(x)
-            return codes.astype(np.float32) * scales[:, None]
-        codes, scales = activations.int8_group_32(x)
-        return codes.astype(np.float32) * np.repeat(scales, activations.GROUP, axis=-1)
+        form = weight.activation or weight_formats.get(weight.format).activation
+        return activation_formats.get(form).rounded(x, weight.header)
 
     def resident_bytes(self) -> int:
         return sum(decoded.nbytes for _, decoded in self._decoded.values())
@@ -102,10 +100,19 @@ class ReferenceOps:
                               values[s.begin : s.end])  # fmt: skip
         out = np.empty_like(queries)
         for s in self.segments:
-            positions = self.positions[s.begin : s.end]
-            stored = self.pages.read(layer, s.table, int(positions.max()) + 1)
-            out[s.begin : s.end] = attention(queries[s.begin : s.end], *stored, positions, spec)
+            for rows_alike in self._rows_alike(s):
+                positions = self.positions[rows_alike]
+                stored = self.pages.read(layer, s.table, int(positions.max()) + 1)
+                out[rows_alike] = attention(queries[rows_alike], *stored, positions, spec)
         return out.reshape(rows, spec.heads * spec.head_dim)
+
+    def _rows_alike(self, segment: Segment) -> list[slice]:
+        """Runs of a segment's rows that see the same numbers in every page."""
+        if not self.pages.by_row_page:
+            return [slice(segment.begin, segment.end)]
+        pages = self.positions[segment.begin : segment.end] // PAGE_TOKENS
+        cuts = [segment.begin, *(segment.begin + 1 + np.flatnonzero(np.diff(pages))).tolist(), segment.end]
+        return [slice(begin, end) for begin, end in pairwise(cuts)]
 
     def gated(self, gate: Rows, up: Rows, activation: str) -> Rows:
         return ACTIVATION_FUNCTIONS[activation](gate) * up

@@ -1,0 +1,5 @@
+"""BIPOLAR1: 1 bit of + or - their place and a half float scale for each 64 columns (``kvern.formats.bipolar``)."""
+
+from kvern.formats import bipolar
+
+FORMAT = bipolar.weight_format(1)
