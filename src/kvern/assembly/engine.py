@@ -35,6 +35,7 @@ from kvern.engine.driver import BuiltEngine
 from kvern.engine.event_log_files import EventLogFiles
 from kvern.engine.process import main
 from kvern.engine.record import Recorder
+from kvern.formats import kv as kv_formats
 from kvern.policies.table import TABLE
 from kvern.runtime.device import Device
 from kvern.runtime.executor import LaneExecutor
@@ -47,9 +48,11 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     name: str = ""  # what the model is called; by default the file's name
     weight_format: str = "file"
+    activation_format: str = "auto"
     kv_format: str = "bf16"
     backend: str = "cpu"
     threads: int | None = None
+    pin_threads: bool = True
     max_context: int | None = None  # tokens, prompt and output together
     memory: int | None = None  # bytes of the engine process, load included
     max_running: int = 64
@@ -103,12 +106,17 @@ def build_engine(options: EngineOptions, wake: Wake, progress: Callable[[int, in
         wanted = DeviceOptions(
             backend=options.backend,
             weight_format=options.weight_format,
+            activation_format=options.activation_format,
             kv_format=options.kv_format,
             threads=threads,
+            pin_threads=options.pin_threads,
             max_rows=max(options.max_step_tokens, options.max_running),
+            # Plans in flight may still hold sequences whose seats are taken by others already.
+            sequences=options.max_running * options.lanes * options.depth,
         )
         limits = MemoryLimits(context, options.max_running, options.memory, options.pages)
         plan = plan_memory(model, wanted, limits)
+        unshared = kv_formats.get(options.kv_format).share_reason
         device = make_device(watched(model, progress), replace(wanted, pages=plan.pages))
         config = EngineConfig(
             pages=device.pages,
@@ -119,7 +127,7 @@ def build_engine(options: EngineOptions, wake: Wake, progress: Callable[[int, in
             max_waiting=options.max_waiting,
             lanes=options.lanes,
             depth=options.depth,
-            prefix_cache=options.prefix_cache,
+            prefix_cache=options.prefix_cache and not unshared,
             cache_domain=f"1:{options.kv_format}".encode(),
         )
         info = _info(options, model, device, config, threads)
@@ -128,7 +136,8 @@ def build_engine(options: EngineOptions, wake: Wake, progress: Callable[[int, in
     )
     recorder = None if options.event_log is None else Recorder(_log_files(options), config, chosen)
     core = EngineCore(config, chosen, cache_key=secrets.token_bytes(32))
-    return BuiltEngine(core, executor, info, plan.table(), recorder, resident_bytes)
+    told = plan.table() + (f"\nprefix cache off: {unshared}" if options.prefix_cache and unshared else "")
+    return BuiltEngine(core, executor, info, told, recorder, resident_bytes)
 
 
 def _isa(backend: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvern.assembly.capable import chosen_network
 from kvern.assembly.device_options import DeviceOptions
 from kvern.assembly.model import LoadedModel
 from kvern.formats import kv as kv_formats
 from kvern.formats import weights as weight_formats
+from kvern.formats.kv_format import TAIL_PAGES, Coding
 from kvern.kernels.ops import Weight
 from kvern.models.network import Model
 from kvern.models.spec import ModelSpec
@@ -49,13 +51,13 @@ def plan_memory(model: LoadedModel, options: DeviceOptions, limits: MemoryLimits
 
 def memory_needs(model: LoadedModel, options: DeviceOptions, limits: MemoryLimits) -> MemoryNeeds:
     """Upper bounds by shape, tight for the cpu back end. The reference back end holds decoded weights."""
-    spec, network = model.spec, model.network.in_format(options.weight_format)
+    spec, network = model.spec, chosen_network(model.network, options)
     rows = options.max_rows
     logits = max(limits.max_running * spec.vocab * 4, min(_PROMPT_LOGITS, rows * spec.vocab * 4))
     page = page_bytes(spec, options)
     longest_tables = limits.max_running * (limits.max_context // PAGE_TOKENS + 1) * 4
     return MemoryNeeds(
-        weights=sum(_held(weight, options.backend) for weight in network.weights()) + _vector_bytes(network),
+        weights=_matrices(network, options) + _vector_bytes(network),
         load=max(_load(weight, options.backend) for weight in network.weights()),
         scratch=rows * _row_bytes(spec) + logits + _PARTIALS,
         host=longest_tables + limits.max_running * limits.max_context * 8 + _BYTES_PER_CACHED_PAGE * 1024,
@@ -64,6 +66,7 @@ def memory_needs(model: LoadedModel, options: DeviceOptions, limits: MemoryLimit
         max_context=limits.max_context,
         max_running=limits.max_running,
         longest=spec.max_context,
+        tails=tail_bytes(spec, options),
     )
 
 
@@ -73,14 +76,39 @@ def page_bytes(spec: ModelSpec, options: DeviceOptions) -> int:
         return sum(2 * 4 * PAGE_TOKENS * layer.kv_heads * layer.head_dim for layer in spec.layers)
     kv = kv_formats.get(options.kv_format)
     return sum(
-        layer.kv_heads * PAGE_TOKENS * ((layer.head_dim + _padded(layer.head_dim, 16)) * kv.item_bytes
-                                        + 2 * kv.vector_overhead)
+        layer.kv_heads * (_codes_bytes(kv.keys, layer.head_dim, 8 if kv.keys.bits == 4 else 1)
+                          + _codes_bytes(kv.values, layer.head_dim, 32 if kv.values.bits == 4 else 16))
         for layer in spec.layers
     )  # fmt: skip
 
 
+def _codes_bytes(coding: Coding, head_dim: int, unit: int) -> int:
+    """Keys or values of one head in one page of the cpu back end, channels padded to a multiple of ``unit``
+    (native/include/kv_format.h)."""
+    codes = PAGE_TOKENS * _padded(head_dim, unit) * coding.bits // 8
+    beside = PAGE_TOKENS * coding.vector_bytes + _padded(head_dim, 16) * coding.channel_bytes
+    return _padded(codes, 64) + _padded(beside, 64)
+
+
+def tail_bytes(spec: ModelSpec, options: DeviceOptions) -> int:
+    """Bytes of the newest tokens of all sequences, where the KV format keeps them outside the pages."""
+    if options.backend == "reference" or not kv_formats.get(options.kv_format).tail:
+        return 0
+    page = sum(
+        2 * PAGE_TOKENS * layer.kv_heads * (layer.head_dim + _padded(layer.head_dim, 16)) for layer in spec.layers
+    )
+    widest = max(2 * PAGE_TOKENS * 2 * layer.kv_heads * _padded(layer.head_dim, 16) for layer in spec.layers)
+    crossing = options.max_rows // PAGE_TOKENS + min(options.max_rows // 2, options.sequences) + 1
+    return options.sequences * TAIL_PAGES * page + crossing * widest
+
+
 def _padded(count: int, to: int) -> int:
     return -(-count // to) * to
+
+
+def _matrices(network: Model, options: DeviceOptions) -> int:
+    whole = sum(_held(weight, options.backend) for weight in network.weights())
+    return whole if options.weight_budget is None else min(whole, options.weight_budget)
 
 
 def _held(weight: Weight, backend: str) -> int:
@@ -90,13 +118,13 @@ def _held(weight: Weight, backend: str) -> int:
     found = weight_formats.get(weight.format)
     columns = weight.k if found.block > 1 else _padded(weight.k, 64)
     more = 4 * (weight.k // 256) if found.name in _SUPER_BLOCKS else 0
-    return _padded(weight.n, 16) * (found.row_bytes(columns) + more)
+    return _padded(weight.n, 16) * (found.row_bytes(columns, weight.header) + more) + weight.header.size
 
 
 def _load(weight: Weight, backend: str) -> int:
     """Bytes of the file (and of what is decoded on the way) that are resident while this matrix is brought in."""
     source = weight if weight.converted is None else weight.converted
-    file = source.n * weight_formats.get(source.format).row_bytes(source.k)
+    file = source.n * weight_formats.get(source.format).row_bytes(source.k, source.header)
     way = weight.n * weight.k * 4 if weight.converted is not None or backend == "reference" else 0
     return file + 2 * way
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from kvern.assembly.capable import chosen_network
 from kvern.assembly.device_options import DeviceOptions
 from kvern.models.network import Model
 from kvern.models.open import OpenModel, open_network
 from kvern.models.spec import ModelSpec
 from kvern.runtime.device import Device
-from kvern.weights.chat_template import ChatTemplate, chat_template_from_folder, chat_template_from_gguf
-from kvern.weights.gguf import GgufFile
-from kvern.weights.tokenizer import Tokenizer, load_tokenizer
-from kvern.weights.tokenizer_gguf import tokenizer_from_gguf
+from kvern.weights.chat_template import ChatTemplate
+from kvern.weights.text_side import source_of
+from kvern.weights.tokenizer import Tokenizer
 
 __all__ = ["DeviceOptions", "LoadedModel", "make_device", "open_model"]
 
@@ -48,28 +48,24 @@ class LoadedModel:
 
     def tokenizer(self) -> Tokenizer:
         """Raises ModelFileError."""
-        file = self.opened.file
-        return tokenizer_from_gguf(file.metadata) if isinstance(file, GgufFile) else load_tokenizer(file.path.parent)
+        return source_of(self.opened.file).tokenizer(self.opened.file)
 
     def chat_template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
         """The model's own template, None for a base model. Raises ModelFileError."""
-        file = self.opened.file
-        if isinstance(file, GgufFile):
-            return chat_template_from_gguf(file.metadata, tokenizer)
-        return chat_template_from_folder(file.path.parent, tokenizer)
+        return source_of(self.opened.file).template(self.opened.file, tokenizer)
 
     def close(self) -> None:
         self.opened.file.close()
 
 
 def open_model(path: str | Path) -> LoadedModel:
-    """Open a GGUF file, or a folder with config.json and safetensors. Raises ModelFileError."""
+    """Open a GGUF file, a folder with config.json and safetensors, or a quantised file. Raises ModelFileError."""
     return LoadedModel(Path(path), open_network(Path(path)))
 
 
 def make_device(model: LoadedModel, options: DeviceOptions) -> Device:
     """Bring the weights to a back end and reserve its KV pages. Raises ModelFileError, ConfigError."""
-    network = model.network.in_format(options.weight_format)
+    network = chosen_network(model.network, options)
     # The native library is loaded only where it is used.
     maker = import_module(f"kvern.assembly.{options.backend}_device")
     device: Device = maker.make(network, options)

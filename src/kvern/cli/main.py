@@ -17,6 +17,9 @@ VERBS = {
     "chat": "talk to a model in this terminal",
     "generate": "continue a prompt and print the result",
     "pull": "fetch a model by name",
+    "quantize": "make a smaller file of a model, and say what it costs",
+    "limits": "how close to this machine's limits the kernels are",
+    "formats": "list the number formats and what goes with what",
     "bench": "measure a server (bench serve) or the engine (bench offline)",
 }
 USAGE_ERROR = 2

@@ -20,7 +20,7 @@ OPTION_NAMES = {
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a name (see kvern pull), a .gguf file, or a folder"
+        "model", nargs="?", metavar="MODEL", help="a name (see kvern pull), a .gguf or .safetensors file, or a folder"
     )
     parser.add_argument("-m", "--model", dest="model_flag", metavar="MODEL", help="the same, as a flag")
     add_flags(parser, ModelSettings)

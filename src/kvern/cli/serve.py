@@ -91,7 +91,7 @@ async def serve(model: str, options: dict[str, Any], settings: ServerSettings, b
     from kvern.server.options import ServerOptions
     from kvern.weights.hub import resolve as resolve_model
 
-    name = settings.served_model_name or Path(model).name.removesuffix(".gguf")
+    name = settings.served_model_name or Path(model).name.removesuffix(".gguf").removesuffix(".safetensors")
     text = open_text(resolve_model(model), options.pop("chat_template", None))
     log = str(state_folder() / "events") if settings.event_log else None
     with closing(text), ProgressBar("loading", in_bytes=True) as bar:

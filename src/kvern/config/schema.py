@@ -14,8 +14,12 @@ from typing import Any
 
 from kvern.core.errors import ConfigError
 
-WEIGHT_FORMATS = ("file", "w8a8", "bf16", "f32")
-KV_FORMATS = ("bf16", "kv8", "f32")
+# To which a model can be brought while it loads; kvern.formats.capabilities says the rest.
+WEIGHT_FORMATS = (
+    "file", "w8a8", "qoq", "w4a16", "bf16", "f32", "w6", "w4a4_mixed", "bipolar2", "bipolar3", "bipolar4", "q8_0",
+    "q4_1", "q4_0", "f16",
+)  # fmt: skip
+KV_FORMATS = ("bf16", "kv8", "kv4", "kv4-hadamard", "kv4-token", "f32")
 _SUFFIXES = {
     "": 1,
     "K": 10**3,
@@ -72,6 +76,18 @@ def parse_port(text: str) -> int:
     return int(text)
 
 
+def parse_kv_format(text: str) -> str:
+    """One of ``KV_FORMATS``, or ``KEYS/VALUES`` of two (``kvern.formats.kv`` says which go together).
+
+    Raises ConfigError.
+    """
+    for name in text.split("/"):
+        if name not in KV_FORMATS:
+            known = ", ".join(KV_FORMATS)
+            raise ConfigError(f"{name!r} is not a KV format; choose from {known}, or KEYS/VALUES of two")
+    return text
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a field's metadata holds."""
@@ -100,7 +116,14 @@ class ModelSettings:
     """What is loaded, and in which number formats."""
 
     weight_format: str = choice("file", "number format of the weights; file keeps each as it is", WEIGHT_FORMATS)
-    kv_format: str = choice("bf16", "number format of the KV cache", KV_FORMATS, aliases=("--kv-cache-dtype",))
+    activation_format: str = setting(
+        "auto", "number format of the inputs of products, as int8-row (kvern formats lists them); auto: each weight "
+        "format's own",
+    )  # fmt: skip
+    kv_format: str = setting(
+        "bf16", f"number format of the KV cache: {', '.join(KV_FORMATS)}, or KEYS/VALUES of two, as kv8/kv4-token",
+        aliases=("--kv-cache-dtype",), parse=parse_kv_format,
+    )  # fmt: skip
     backend: str = choice("cpu", "kernels to run on", ("cpu", "reference"))
     chat_template: str | None = setting(None, "file with a chat template, instead of the model's own")
 
@@ -125,6 +148,7 @@ class EngineSettings:
         None, "compute threads; by default one per core this process may use", unit="threads",
         aliases=("-t",), parse=parse_count,
     )  # fmt: skip
+    pin_threads: bool = setting(True, "tie compute threads to cores, where they are to have at least half of them")
     prefix_cache: bool = setting(True, "share the KV of equal beginnings between requests")
 
 
