@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 PAGE_TOKENS = 64
 
 
+def _no_rows() -> NDArray[np.int32]:
+    return np.zeros(0, np.int32)
+
+
 @dataclass(slots=True)
 class StepBatch:
-    """One step over R rows of S slices; E rows want logits. See docs/architecture.md, "The device of a model"."""
+    """One step over R rows of S slices; E rows want logits, G others the likeliest token.
+
+    See docs/architecture.md, "The device of a model".
+    """
 
     tokens: NDArray[np.int32]  # [R] input token of each row
     positions: NDArray[np.int32]  # [R] its position in the sequence
@@ -24,6 +31,11 @@ class StepBatch:
     hidden: NDArray[np.float32]  # [R, H] in: rows of continued spans; out: rows of slices that end early
     logit_rows: NDArray[np.int32]  # [E] ascending
     stop: NDArray[np.uint8]  # [1] set by another thread to stop at the next unit boundary
+    # [S] where the device keeps the newest tokens of each slice's sequence; None, or -1: its KV format has no tail
+    tail_slot: NDArray[np.int32] | None = None
+    # [G] ascending, none of them in logit_rows; a device need not make logits of these
+    greedy_rows: NDArray[np.int32] = field(default_factory=_no_rows)
+    workers: tuple[int, int] = (0, 0)  # first one and how many run it, of a back end with workers; (0, 0): all
 
 
 @dataclass(slots=True)
@@ -32,6 +44,8 @@ class StepResult:
 
     logits: NDArray[np.float32]  # [E, V]
     reached: NDArray[np.int32]  # [S]
+    # [G] the id of the highest logit, ties to the lowest; -1: logits that are not finite, or a slice not finished
+    greedy: NDArray[np.int32] = field(default_factory=_no_rows)
 
 
 class Device(Protocol):
@@ -54,8 +68,15 @@ class Device(Protocol):
     @property
     def pages(self) -> int: ...
 
+    @property
+    def tail_slots(self) -> int:
+        """Sequences whose newest tokens it can keep outside the pages; 0: its KV format has no tail."""
+
     def step(self, batch: StepBatch) -> StepResult:
         """Run one step; releases the GIL for its whole length."""
+
+    def adopt_thread(self) -> None:
+        """Told on a thread that will run steps from now on: a device that ties its threads to cores ties this one."""
 
     def copy_page(self, source: int, target: int) -> None: ...
 

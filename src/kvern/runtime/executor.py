@@ -55,7 +55,9 @@ class LaneExecutor:
         wake: Callable[[], None] | None = None,
     ) -> None:
         self._device, self._sampler = device, sampler
-        self._batch = RunningBatch(context=context, hidden_size=device.hidden_size, units=device.units)
+        self._batch = RunningBatch(
+            context=context, hidden_size=device.hidden_size, units=device.units, tail_slots=device.tail_slots
+        )
         self._device_lock = threading.Lock()
         self._done: deque[Stepped | LaneFailed] = deque()
         self._wake = wake or (lambda: None)
@@ -107,6 +109,7 @@ class LaneExecutor:
     # -- the lane threads ---------------------------------------------------------------------------------------
 
     def _serve(self, lane: _Lane) -> None:
+        self._device.adopt_thread()
         while True:
             with lane.wanted:
                 while not lane.plans and not lane.closing:

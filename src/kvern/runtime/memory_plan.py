@@ -18,7 +18,7 @@ USUAL_SHARE, LARGEST_SHARE = 0.25, 0.75
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeeds:
-    """What the plan is made from, in bytes but for the last three.
+    """What the plan is made from, in bytes but for the limits.
 
     ``load`` is needed on top of the weights only while they are brought in; ``scratch`` (working rows, logits, rope
     tables) and ``host`` (token buffers, block tables, prefix index) while steps run; ``process`` is the interpreter
@@ -34,6 +34,7 @@ class MemoryNeeds:
     max_context: int
     max_running: int
     longest: int
+    tails: int = 0  # newest tokens of all sequences, of KV formats that keep them outside the pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class MemoryPlan:
     def total(self) -> int:
         """The peak of the process: the larger of what loading and what running takes."""
         needs = self.needs
-        return needs.process + needs.weights + max(needs.load, needs.scratch + needs.host + self.kv)
+        return needs.process + needs.weights + max(needs.load, needs.scratch + needs.host + needs.tails + self.kv)
 
     def table(self) -> str:
         """Lines for people: who has how much, and what it is enough for."""
@@ -60,6 +61,7 @@ class MemoryPlan:
         rows = (
             ("weights", needs.weights, ""),
             ("KV pages", self.kv, f"{self.pages} pages, {self.pages * PAGE_TOKENS} tokens"),
+            *((("KV tails", needs.tails, "newest tokens of each sequence, bf16"),) if needs.tails else ()),
             ("scratch", needs.scratch, "working rows, logits"),
             ("caches", needs.host, "block tables, prefix index"),
             ("process", needs.process, "interpreter, libraries"),
@@ -100,7 +102,7 @@ def plan(budget: int, needs: MemoryNeeds, pages: int | None = None) -> MemoryPla
             f"{pages} KV pages hold no sequence of {needs.max_context} tokens: give at least {least} pages, or a "
             f"context of at most {max(pages - 1, 0) * PAGE_TOKENS}"
         )
-    fixed = needs.process + needs.weights + needs.scratch + needs.host
+    fixed = needs.process + needs.weights + needs.scratch + needs.host + needs.tails
     room = (budget - fixed) // needs.page if budget > fixed else 0
     wanted = max(least, pages_for(needs.max_context) * needs.max_running) if pages is None else pages
     granted = min(room, wanted) if pages is None else pages

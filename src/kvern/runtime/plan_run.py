@@ -8,9 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvern.core.plan import Fault, Finish, OpenSpan, Plan, Slice, StepReport, TokenLogprobs
+from kvern.kernels.sampling import FAULT_NONE, FAULT_NOT_FINITE, FAULT_NOTHING_ALLOWED
 from kvern.runtime.device import Device, StepBatch, StepResult
 from kvern.runtime.running_batch import Layout, RunningBatch
 from kvern.runtime.sampler import Sampler
+
+FAULT_MESSAGES = {
+    FAULT_NOT_FINITE: "the model's logits are not finite",
+    FAULT_NOTHING_ALLOWED: "no token is allowed here",
+}
 
 
 class PlanRun:
@@ -81,43 +87,45 @@ class PlanRun:
         self._opens.append(OpenSpan(piece.sequence, piece.begin, piece.end, reached))
 
     def _emit(self, layout: Layout, result: StepResult) -> None:
-        """Choose a token for every emitting slice that reached the last unit, and see who is finished."""
-        index, at = layout.emitting, layout.logits_at
-        reached = result.reached[index] == self._device.units
-        if not reached.all():
-            index, at = index[reached], at[reached]
-        if not len(index):
-            return
-        logits = result.logits
-        if len(at) != len(logits) or not reached.all():
-            logits = logits[at]
-        sound = np.isfinite(logits.max(axis=1))  # a NaN anywhere, or nothing but -inf, shows in the maximum
-        if not sound.all():
-            for bad in index[~sound].tolist():
-                self._fault(layout.slices[bad].sequence, "the model's logits are not finite")
-            index, logits = index[sound], logits[sound]
-            if not len(index):
-                return
-        self._choose(layout, index, logits)
+        """Give every emitting slice that reached the last unit its token, and see who is finished."""
+        through = result.reached == self._device.units
+        if len(layout.greedy):
+            kept = through[layout.greedy]
+            tokens = result.greedy[kept]
+            faults = np.where(tokens < 0, FAULT_NOT_FINITE, FAULT_NONE)
+            self._accept(layout, layout.greedy[kept], tokens, faults)
+        kept = through[layout.emitting]
+        index, at = layout.emitting[kept], layout.logits_at[kept]
+        if len(index):
+            logits = result.logits if len(at) == len(result.logits) else result.logits[at]
+            tokens, faults = self._sampler.choose(logits, layout.slots[index], self._batch)
+            self._score(layout, index[tokens >= 0], logits[tokens >= 0], tokens[tokens >= 0])
+            self._accept(layout, index, tokens, faults)
 
     def _fault(self, sequence: int, message: str) -> None:
         self._faults.append(Fault(sequence, message))
         self._batch.over.add(sequence)
 
-    def _choose(self, layout: Layout, index: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
-        slots, state = layout.slots[index], self._batch
-        tokens = self._sampler.choose(logits, slots, state)
+    def _score(
+        self, layout: Layout, index: NDArray[np.int64], logits: NDArray[np.float32], tokens: NDArray[np.int32]
+    ) -> None:
+        """Log-probabilities of chosen tokens, for the requests that want them."""
+        wanted = self._batch.sampling.rows["logprobs"][layout.slots[index]]
+        for row in np.flatnonzero(wanted >= 0).tolist():
+            (scored,) = self._sampler.score(logits[row : row + 1], tokens[row : row + 1], int(wanted[row]))
+            self._logprobs.append((layout.slices[index[row]].sequence, scored))
+
+    def _accept(
+        self, layout: Layout, index: NDArray[np.int64], tokens: NDArray[np.int32], faults: NDArray[np.integer]
+    ) -> None:
+        """Append the tokens of the slices ``index``; a slice without one faults its sequence."""
         if (tokens < 0).any():
-            for bad in index[tokens < 0].tolist():
-                self._fault(layout.slices[bad].sequence, "no token is allowed here")
-            kept = tokens >= 0
-            index, slots, logits, tokens = index[kept], slots[kept], logits[kept], tokens[kept]
+            for row in np.flatnonzero(tokens < 0).tolist():
+                self._fault(layout.slices[index[row]].sequence, FAULT_MESSAGES[int(faults[row])])
+            index, tokens = index[tokens >= 0], tokens[tokens >= 0]
+        slots = layout.slots[index]
         sequences = [layout.slices[i].sequence for i in index.tolist()]
-        for row in np.flatnonzero(state.sampling.rows["logprobs"][slots] >= 0).tolist():
-            top = int(state.sampling.rows["logprobs"][slots[row]])
-            (scored,) = self._sampler.score(logits[row : row + 1], tokens[row : row + 1], top)
-            self._logprobs.append((sequences[row], scored))
-        state.append(slots, tokens)
+        self._batch.append(slots, tokens)
         self._tokens[[self._number[sequence] for sequence in sequences]] = tokens
         self._finish(slots, sequences, tokens)
 

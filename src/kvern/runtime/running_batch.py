@@ -27,14 +27,15 @@ class Parked:
 
 @dataclass(slots=True)
 class Layout:
-    """Where the slices of one device call lie. S slices; E emitting ones."""
+    """Where the slices of one device call lie. S slices; E emit from logits, G the likeliest token."""
 
     slices: list[Slice]
     slots: NDArray[np.int64]  # [S]
     begin: NDArray[np.int32]  # [S]
     end: NDArray[np.int32]  # [S]
     emitting: NDArray[np.int64]  # [E] indices of slices
-    logits_at: NDArray[np.int64]  # [E] row of the call's logits that belongs to each emitting slice
+    logits_at: NDArray[np.int64]  # [E] row of the call's logits that belongs to each of them
+    greedy: NDArray[np.int64]  # [G] indices of slices
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class RunningBatch:
     hidden_size: int
     units: int
     slots: int = 8
+    tail_slots: int = 0  # sequences whose newest tokens the device keeps outside the pages; 0: it keeps none
     slot_of: dict[int, int] = field(default_factory=dict)
     parked: dict[int, Parked] = field(default_factory=dict)  # by sequence
     over: set[int] = field(default_factory=set)  # finished or faulted; their later slices are void
@@ -97,6 +99,9 @@ class RunningBatch:
         if not self._free:
             self._grow()
         slot = self._free.pop()
+        if 0 < self.tail_slots <= slot:
+            self._free.append(slot)
+            raise InvariantBroken(f"{self.tail_slots} sequences are on the device, and it keeps tails of no more")
         self.slot_of[start.sequence] = slot
         self.tokens[slot, :count] = start.tokens
         self.known[slot], self.prompt[slot], self.cursor[slot] = count, start.prompt_tokens, 0
@@ -165,12 +170,14 @@ class RunningBatch:
         np.cumsum(counts, out=row_begin[1:])
         rows = int(row_begin[-1])
         positions = np.arange(rows, dtype=np.int32) + np.repeat(begin - row_begin[:-1], counts)
-        emitting = np.flatnonzero(table[:, 5])
-        last_rows = row_begin[1:][emitting] - 1
+        likeliest = self.sampling.rows["likeliest"][slots] & (not all_logits)
+        emitting = np.flatnonzero((table[:, 5] != 0) & ~likeliest)
+        greedy = np.flatnonzero((table[:, 5] != 0) & likeliest)
+        last_rows = row_begin[1:] - 1
         if all_logits:
-            logit_rows, logits_at = np.arange(rows, dtype=np.int32), last_rows.astype(np.int64)
+            logit_rows, logits_at = np.arange(rows, dtype=np.int32), last_rows[emitting].astype(np.int64)
         else:
-            logit_rows, logits_at = last_rows, np.arange(len(emitting))
+            logit_rows, logits_at = last_rows[emitting], np.arange(len(emitting))
         pages = (int(end.max()) + PAGE_TOKENS - 1) // PAGE_TOKENS
         batch = StepBatch(
             tokens=self.tokens[np.repeat(slots, counts), positions],
@@ -182,8 +189,10 @@ class RunningBatch:
             hidden=self._hidden_rows(slices, row_begin, table[:, 3]),
             logit_rows=logit_rows,
             stop=stop,
+            greedy_rows=last_rows[greedy],
+            tail_slot=slots.astype(np.int32) if self.tail_slots else None,
         )
-        return batch, Layout(slices, slots, begin, end, emitting, logits_at)
+        return batch, Layout(slices, slots, begin, end, emitting, logits_at, greedy)
 
     def _check(self, slices: list[Slice], slots: NDArray[np.int64], table: NDArray[np.int32]) -> None:
         begin, end, unit_begin, unit_end, emits = table.T[1:]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kvern.core.plan import TokenLogprobs
 from kvern.core.request import Sampling
-from kvern.kernels.sampling import GREEDY_BELOW, SampleParameters
+from kvern.kernels.sampling import FAULT_NONE, FAULT_NOT_FINITE, GREEDY_BELOW, SampleParameters, likeliest
 
 OFF = -1
 _NO_IDS = np.zeros(0, np.int32)
@@ -23,6 +23,7 @@ ROW = np.dtype([
     ("max_tokens", np.int32), ("min_tokens", np.int32),
     ("logprobs", np.int32), ("prompt_logprobs", np.int32),  # OFF, or how many of the most likely
     ("plain", np.bool_),  # greedy over the model's own logits
+    ("likeliest", np.bool_),  # and nothing else is wanted of them
 ])  # fmt: skip
 
 
@@ -41,6 +42,7 @@ class SamplingTable:
         self.clear(slot)
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         masks = sampling.logit_bias or sampling.allowed_token_ids or sampling.min_tokens
+        plain = sampling.temperature < GREEDY_BELOW and penalties == (1.0, 0.0, 0.0) and not masks
         self.rows[slot] = (
             sampling.temperature,
             sampling.top_p,
@@ -53,7 +55,8 @@ class SamplingTable:
             sampling.min_tokens,
             OFF if sampling.logprobs is None else sampling.logprobs,
             OFF if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
-            sampling.temperature < GREEDY_BELOW and penalties == (1.0, 0.0, 0.0) and not masks,
+            plain,
+            plain and sampling.logprobs is None,
         )
         self._set_stops(slot, sampling.stop_token_ids)
         if sampling.logit_bias:
@@ -193,17 +196,20 @@ class Sampler:
     def __init__(self, kernel: SampleKernel) -> None:
         self._kernel = kernel
 
-    def choose(self, logits: NDArray[np.float32], slots: NDArray[np.int64], state: TokenState) -> NDArray[np.int32]:
-        """A token for each row of ``logits`` [E, V], which belong to ``slots``; -1 where nothing is allowed."""
+    def choose(
+        self, logits: NDArray[np.float32], slots: NDArray[np.int64], state: TokenState
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """A token for each row of ``logits`` [E, V], which belong to ``slots``; -1 where there is none, and why."""
         plain = state.sampling.rows["plain"][slots]
-        if plain.all():
-            return _likeliest(logits)
-        tokens = np.empty(len(slots), np.int32)
+        tokens, faults = np.empty(len(slots), np.int32), np.empty(len(slots), np.uint8)
         if plain.any():
-            tokens[plain] = _likeliest(logits[plain])
-        drawn = ~plain
-        tokens[drawn], _ = self._kernel.choose_tokens(logits[drawn], gather(slots[drawn], state))
-        return tokens
+            tokens[plain] = likeliest(logits if plain.all() else logits[plain])
+            faults[plain] = np.where(tokens[plain] < 0, FAULT_NOT_FINITE, FAULT_NONE)
+        if not plain.all():
+            drawn = ~plain
+            rows = logits[drawn] if plain.any() else logits
+            tokens[drawn], faults[drawn] = self._kernel.choose_tokens(rows, gather(slots[drawn], state))
+        return tokens, faults
 
     def score(self, logits: NDArray[np.float32], tokens: NDArray[np.int32], top: int) -> list[TokenLogprobs]:
         """Log-probabilities of ``tokens`` [E] and of the ``top`` most likely ones under each row of logits [E, V]."""
@@ -214,9 +220,3 @@ class Sampler:
             TokenLogprobs(token, logprob, rank, tuple(zip(best, theirs, strict=True)))
             for token, logprob, rank, best, theirs in rows
         ]
-
-
-def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int32]:
-    """The first of equal ones, which is the lowest id."""
-    found: NDArray[np.int32] = logits.argmax(axis=1).astype(np.int32)
-    return found
