@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weight_blocks import FORMATS, block_of, random_rows, random_weight, same_bits
+from weight_blocks import (
+    AS_BF16,
+    FLOAT_ROWS,
+    FORMATS,
+    SYMMETRIC,
+    block_of,
+    mixed_header_of,
+    random_rows,
+    random_weight,
+    same_bits,
+)
 
 from kvern import _native
-from kvern.formats import activations
+from kvern.formats import activations, int8_codes, weights
 
 SHAPES = st.tuples(
     st.sampled_from(FORMATS), st.integers(1, 40), st.integers(1, 70), st.integers(1, 5), st.integers(0, 9999)
@@ -26,11 +36,14 @@ def inputs_of(name: str, blocks: int, seed: int) -> int:
 
 def decoded_rows(name: str, x: np.ndarray, isa: str) -> np.ndarray:
     """The inputs as the kernel sees them, float64."""
-    if name in ("f32", "f16") or (name == "bf16" and isa != "amx"):
+    if name in FLOAT_ROWS or (name in AS_BF16 and isa != "amx"):
         return x.astype(np.float64)
-    if name == "bf16":
+    if name in AS_BF16:
         return (_native.quantize_rows(x, "bf16")["bf16"].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    rows = _native.quantize_rows(x, "row" if name == "w8a8" else "group", isa=isa)
+    if name in SYMMETRIC:
+        form = activations.get(weights.get(name).activation)
+        return form.rounded(x, mixed_header_of(x.shape[1])).astype(np.float64)
+    rows = _native.quantize_rows(x, "row" if name in ("w8a8", "qoq") else "group", isa=isa)
     scales = rows["scales"].astype(np.float64)
     return (rows["codes"].reshape(*scales.shape, -1) * scales[..., None]).reshape(x.shape)
 
@@ -46,7 +59,7 @@ def test_close_to_float64(shape):
     for isa in _native.available_isas():
         seen = decoded_rows(name, x, isa)
         bound = (np.abs(seen) @ np.abs(w).T) * 2.0**-22 * max(8, k / 8) + 1e-30
-        if name in ("q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k"):  # d * code and m may cancel
+        if name in ("q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", *SYMMETRIC):  # d * code and m may cancel
             bound *= 8
         assert (np.abs(_native.linear(x, weight, isa=isa) - seen @ w.T) <= bound).all(), isa
 
@@ -62,7 +75,7 @@ def test_bits_do_not_depend_on_rows_threads_or_instruction_set(shape, threads):
     one_by_one = np.concatenate([_native.linear(x[i : i + 1], weight) for i in range(m)])
     assert same_bits(one_by_one, expected)
     for isa in _native.available_isas():
-        if name == "bf16" and "amx" in (isa, _native.isa()):
+        if name in AS_BF16 and "amx" in (isa, _native.isa()):
             continue
         assert same_bits(_native.linear(x, weight, isa=isa), expected), isa
 
@@ -73,6 +86,21 @@ def test_many_rows_in_chunks(name):
     weight, x = random_weight(_native, name, 35, 1536), random_rows(300, 1536)
     whole = _native.linear(x, weight, threads=2)
     assert same_bits(whole[250:290], _native.linear(np.ascontiguousarray(x[250:290]), weight))
+
+
+@pytest.mark.parametrize("k", [1, 16, 31, 32, 100, 575])
+def test_rounded_to_bf16_as_torch_rounds(k):
+    """Nearest, ties to even, on every number of inputs; a NaN stays one, and no number becomes one."""
+    rng = np.random.default_rng(k)
+    x = rng.integers(0, 2**32, (3, k), dtype=np.uint64).astype(np.uint32)
+    x[0, ::2] = (x[0, ::2] & np.uint32(0xFFFF0000)) | np.uint32(0x8000)  # ties
+    x[1, ::3] = np.array([0x7F800001, 0xFFFFFFFF, 0x7F800000, 0x7F7FFFFF], np.uint32)[rng.integers(0, 4)]
+    even = (x >> 16) & 1
+    rounded = ((x.astype(np.uint64) + 0x7FFF + even) >> 16).astype(np.uint16)
+    nan = (x & 0x7FFFFFFF) > 0x7F800000
+    expected = np.where(nan, (x >> 16 | 64).astype(np.uint16), rounded)
+    for isa in _native.available_isas():
+        assert np.array_equal(_native.quantize_rows(x.view(np.float32), "bf16", isa=isa)["bf16"], expected), isa
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -112,7 +140,7 @@ def test_quantised_groups_equal_the_reference(k):
     x = random_rows(7, k)
     x[2, :32] = 0
     x[3, 5], x[4, 6] = np.nan, -np.inf
-    codes, scales = activations.int8_group_32(x)
+    codes, scales = int8_codes.int8_group_32(x)
     for isa in _native.available_isas():
         rows = _native.quantize_rows(x, isa=isa, threads=2)
         assert np.array_equal(rows["codes"], codes)
@@ -127,7 +155,7 @@ def test_quantised_groups_equal_the_reference(k):
 def test_quantised_rows_equal_the_reference(k):
     x = random_rows(5, k)
     x[1] = 0
-    codes, scales = activations.int8_row(x)
+    codes, scales = int8_codes.int8_row(x)
     for isa in _native.available_isas():
         rows = _native.quantize_rows(x, "row", isa=isa)
         assert np.array_equal(rows["codes"], codes)
@@ -144,7 +172,7 @@ def test_a_row_that_is_not_finite_shows_in_its_outputs_alone(name, bad):
     for isa in _native.available_isas():
         y = _native.linear(x, weight, isa=isa)
         assert not np.isfinite(y[2]).any()
-        if not (name == "bf16" and "amx" in (isa, _native.isa())):
+        if not (name in AS_BF16 and "amx" in (isa, _native.isa())):
             assert same_bits(np.delete(y, 2, 0), np.delete(clean, 2, 0))
 
 
@@ -165,7 +193,7 @@ def test_extreme_codes_do_not_saturate(name):
         weight = _native.PackedWeight.from_blocks(name, raw.reshape(16, -1), 16, k)
     value = Fraction(float(weight.row(0)[0]))
     for sign in (1, -1):
-        x = np.full((5, k), sign * 127, np.float32)
+        x = np.full((13, k), sign * 127, np.float32)  # blocks of 8, 4 and 1 rows, and expanded tiles
         for isa in _native.available_isas():
             assert np.allclose(_native.linear(x, weight, isa=isa), float(value * sign * 127 * k), rtol=1e-6)
 

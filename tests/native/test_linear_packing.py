@@ -118,7 +118,7 @@ def test_other_refusals():
     raw = random_blocks("q4_0", 4, 32)
     with pytest.raises(ValueError, match="unknown weight format 'q3_k'"):
         PackedWeight.from_blocks("q3_k", raw, 4, 32)
-    with pytest.raises(ValueError, match="float32 rows"):
+    with pytest.raises(ValueError, match="whole rows of 36 bytes"):
         PackedWeight.from_blocks("w8a8", raw, 4, 32)
     with pytest.raises(ValueError, match="cannot be made"):
         PackedWeight.from_float("q4_0", np.zeros((4, 32), np.float32))

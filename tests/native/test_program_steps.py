@@ -196,8 +196,10 @@ def test_impossible_limits_are_refused(limits):
 
 
 def test_unknown_kv_format_is_refused():
-    with pytest.raises(ConfigError, match="kv4"):
-        cpu_device(tiny_network("llama"), "kv4")
+    with pytest.raises(ConfigError, match="'kv5' is not known"):
+        cpu_device(tiny_network("llama"), "kv5")
+    with pytest.raises(ConfigError, match="f32.*reference"):
+        cpu_device(tiny_network("llama"), "f32")
 
 
 def test_steps_of_two_threads_are_served_one_at_a_time():

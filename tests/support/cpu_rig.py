@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +25,10 @@ PAGES = 64
 
 @dataclass
 class Part:
-    """Tokens at ``start`` of the sequence whose pages are ``table``, through units ``[unit_begin, unit_end)``."""
+    """Tokens at ``start`` of the sequence whose pages are ``table``, through units ``[unit_begin, unit_end)``.
+
+    Its first page also names its tail slot, where the KV format has tails.
+    """
 
     tokens: Sequence[int]
     start: int
@@ -43,6 +48,7 @@ class Outcome:
 @lru_cache(maxsize=32)
 def tiny_network(family: str, weight_format: str = "F32", **sizes: int) -> Model:
     folder = Path(tempfile.mkdtemp(prefix="kvern-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # mapped until the process ends
     file_format = "F32" if weight_format in ("W8A8", "BF16") else weight_format
     path = tiny_models.write_gguf(folder / "model.gguf", family, file_format, **sizes)
     network = open_network(path).network
@@ -79,6 +85,7 @@ def batch_of(device: Device, parts: Sequence[Part], stop: bool = False) -> StepB
         hidden=hidden,
         logit_rows=np.concatenate([np.zeros(0, np.int64), *wanted]).astype(np.int32),
         stop=np.array([stop], np.uint8),
+        tail_slot=np.array([part.table[0] for part in parts], np.int32) if device.tail_slots else None,
     )
 
 

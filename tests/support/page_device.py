@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kvern.kernels.sampling import likeliest
 from kvern.runtime.device import PAGE_TOKENS, StepBatch, StepResult
 
 PRIME = 4093  # sums of up to 4096 values stay exact in float32
@@ -28,6 +29,7 @@ class PageDevice:
     steps: int = 0
     calls: list[tuple[int, int]] = field(default_factory=list)  # (rows, slices) of each step
     hidden_size: int = 2
+    tail_slots: int = 0
 
     def __post_init__(self) -> None:
         self.units = 2 * self.layers
@@ -62,11 +64,14 @@ class PageDevice:
                     hidden[rows] = self._unit(unit, hidden[rows], batch.positions[rows], batch.block_table[index])
                     reached[index] = unit + 1
         batch.hidden[:, 0] = hidden
-        final = hidden[batch.logit_rows]
-        logits = ((final[:, None] * 31 + np.arange(self.vocab_size) * (final[:, None] % 89 + 1)) % 97).astype(
-            np.float32
-        )
-        return StepResult(logits / 8, reached)
+        through = (reached == self.units)[np.searchsorted(batch.row_begin, batch.greedy_rows, side="right") - 1]
+        greedy = np.where(through, likeliest(self._logits(batch, hidden, batch.greedy_rows)), -1).astype(np.int32)
+        return StepResult(self._logits(batch, hidden, batch.logit_rows), reached, greedy)
+
+    def _logits(self, batch: StepBatch, hidden: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        final = hidden[rows]
+        logits = (final[:, None] * 31 + np.arange(self.vocab_size) * (final[:, None] % 89 + 1)) % 97
+        return logits.astype(np.float32) / 8
 
     def _unit(self, unit: int, rows: np.ndarray, positions: np.ndarray, table: np.ndarray) -> np.ndarray:
         if unit % 2:
@@ -79,6 +84,9 @@ class PageDevice:
             assert (seen >= 0).all(), "read a position that was never written"
             out.append((row + int(seen.sum())) % PRIME)
         return np.array(out, np.int64)
+
+    def adopt_thread(self) -> None:
+        pass
 
     def copy_page(self, source: int, target: int) -> None:
         self._kv[:, target] = self._kv[:, source]
