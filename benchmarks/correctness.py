@@ -2,8 +2,8 @@
 
     python benchmarks/correctness.py --model smollm2 --model gemma3-270m --traces ../shared/traces --write
 
-Needs the ``test-peers`` extra. ``--llama-perplexity PROGRAM`` (see build_llama_cpp.sh) adds llama.cpp's own numbers:
-its run on the file against its run on the same weights as float32. ``--write`` puts the tables in
+Needs the ``test-peers`` extra. ``--llama-perplexity PROGRAM`` (peers/build_llama_cpp.sh) adds llama.cpp's own
+numbers: its run on the file against its run on the same weights as float32. ``--write`` puts the tables in
 docs/correctness.md. One window of 512 tokens takes seconds, so the full run (50 prompts, 8 windows) takes long.
 """
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own benchmark programs, run on the same file in the same session as ours (see build_llama_cpp.sh)."""
+"""llama.cpp's own benchmark programs, run on the same file in the same session (peers/build_llama_cpp.sh)."""
 
 from __future__ import annotations
 

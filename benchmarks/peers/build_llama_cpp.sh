@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds llama.cpp's own benchmarks, for comparison beside kvern on the same file. Nothing of it enters this tree.
 #
-#   benchmarks/build_llama_cpp.sh FOLDER [PYTHON] [JOBS]
+#   benchmarks/peers/build_llama_cpp.sh FOLDER [PYTHON] [JOBS]
 #
 # FOLDER gets the source package of llama-cpp-python and bin/llama-bench, bin/llama-batched-bench and
 # bin/llama-perplexity. PYTHON needs pip, cmake, ninja and scikit-build-core (pip asks the package's build back end
