@@ -22,7 +22,7 @@ check: $(VENV)/checked  ## style, types, import contracts, C++ format, house gat
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $(wildcard native/*/*.h native/*/*.cpp)
+	$(BIN)/clang-format --dry-run -Werror $(wildcard native/*/*.h native/*/*.cpp native/*/*/*.h native/*/*/*.cpp)
 	$(BIN)/python tools/gates.py
 	PYTHONPATH=src $(BIN)/python tools/cli_reference.py --check
 
