@@ -107,6 +107,11 @@ class AsyncLLM:
         await self.client.close()
         self._text.close()
 
+    async def set_weight_budget(self, budget: int | None) -> None:
+        """Bytes that all weights may take from the next step on, of a model whose weights come in layers (bitstack);
+        None: all. Sequences under way go on with keys and values of the weights before. Raises ConfigError."""
+        await self.client.set_weight_budget(budget)
+
     async def __aenter__(self) -> AsyncLLM:
         await self.start()
         return self
@@ -250,6 +255,10 @@ class LLM:
         several: Sequence[Any] = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [self._llm.chat_prompt(conversation) for conversation in several]
         return self._wait(self._batch(prompts, params, add_special=False))
+
+    def set_weight_budget(self, budget: int | None) -> None:
+        """As ``AsyncLLM.set_weight_budget``."""
+        self._wait(self._llm.set_weight_budget(budget))
 
     def close(self) -> None:
         """Stop the engine and free its memory."""

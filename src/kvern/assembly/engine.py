@@ -37,7 +37,7 @@ from kvern.engine.process import main
 from kvern.engine.record import Recorder
 from kvern.formats import kv as kv_formats
 from kvern.policies.table import TABLE
-from kvern.runtime.device import Device
+from kvern.runtime.device import Device, Resizable
 from kvern.runtime.executor import LaneExecutor
 from kvern.runtime.memory_plan import resident_bytes
 
@@ -49,6 +49,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # what the model is called; by default the file's name
     weight_format: str = "file"
     activation_format: str = "auto"
+    weight_budget: int | None = None  # bytes, of a model whose weights come in layers (bitstack)
     kv_format: str = "bf16"
     backend: str = "cpu"
     threads: int | None = None
@@ -111,6 +112,7 @@ def build_engine(options: EngineOptions, wake: Wake, progress: Callable[[int, in
             threads=threads,
             pin_threads=options.pin_threads,
             max_rows=max(options.max_step_tokens, options.max_running),
+            weight_budget=options.weight_budget,
             # Plans in flight may still hold sequences whose seats are taken by others already.
             sequences=options.max_running * options.lanes * options.depth,
         )
@@ -137,7 +139,8 @@ def build_engine(options: EngineOptions, wake: Wake, progress: Callable[[int, in
     recorder = None if options.event_log is None else Recorder(_log_files(options), config, chosen)
     core = EngineCore(config, chosen, cache_key=secrets.token_bytes(32))
     told = plan.table() + (f"\nprefix cache off: {unshared}" if options.prefix_cache and unshared else "")
-    return BuiltEngine(core, executor, info, told, recorder, resident_bytes)
+    resize = device.set_weight_budget if isinstance(device, Resizable) else None
+    return BuiltEngine(core, executor, info, told, recorder, resident_bytes, resize)
 
 
 def _isa(backend: str) -> str:

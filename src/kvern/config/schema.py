@@ -120,6 +120,10 @@ class ModelSettings:
         "auto", "number format of the inputs of products, as int8-row (kvern formats lists them); auto: each weight "
         "format's own",
     )  # fmt: skip
+    weight_budget: int | None = setting(
+        None, "memory that all weights may take, of a model whose weights come in layers (bitstack); by default all",
+        unit="bytes, for example 90MiB", parse=parse_bytes,
+    )  # fmt: skip
     kv_format: str = setting(
         "bf16", f"number format of the KV cache: {', '.join(KV_FORMATS)}, or KEYS/VALUES of two, as kv8/kv4-token",
         aliases=("--kv-cache-dtype",), parse=parse_kv_format,

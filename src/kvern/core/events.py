@@ -56,7 +56,14 @@ class Measured(msgspec.Struct, frozen=True, array_like=True, tag="measured"):
     value: float
 
 
-Event = Arrived | Aborted | Stepped | LaneFailed | Woken | Reprioritise | Measured
+class WeightsChanged(msgspec.Struct, frozen=True, array_like=True, tag="weights_changed"):
+    """Later steps run on other weights (more or fewer layers of a bitstack model): KV made before is not shared with
+    requests that come after. ``revision`` counts the changes."""
+
+    revision: int
+
+
+Event = Arrived | Aborted | Stepped | LaneFailed | Woken | Reprioritise | Measured | WeightsChanged
 
 
 class Execute(msgspec.Struct, frozen=True, array_like=True, tag="execute"):

@@ -84,6 +84,9 @@ class EngineClient(Protocol):
 
     async def stats(self) -> EngineStats: ...
 
+    async def set_weight_budget(self, budget: int | None) -> None:
+        """Bytes that all weights may take from the next step on; None: all. Raises ConfigError, EngineDead."""
+
     def alive(self) -> bool:
         """The engine loop has finished a step or a heartbeat lately; never touches the request queue."""
 

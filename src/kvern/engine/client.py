@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from kvern.core.errors import EngineDead, InvalidRequest, KvernError, Overloaded
+from kvern.core.errors import ConfigError, EngineDead, InvalidRequest, KvernError, Overloaded
 from kvern.core.events import Delta, Refuse
 from kvern.core.ports import EngineInfo, EngineStats
 from kvern.core.request import Request
@@ -57,6 +57,7 @@ class SocketEngineClient:
         self._ready: wire.Ready | None = None
         self._stats = EngineStats()
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._budget_waiters: deque[asyncio.Future[str]] = deque()  # in order of asking
         self._heard = 0.0
         self._over: EngineDead | None = None
         self._recent_restarts: deque[float] = deque()
@@ -129,6 +130,18 @@ class SocketEngineClient:
             return await asyncio.wait_for(waiter, self._limits.stats_wait_s)
         return self._stats
 
+    async def set_weight_budget(self, budget: int | None) -> None:
+        """Bytes that all weights may take from the next step on; None: all. Raises ConfigError when that is not
+        possible (nothing has changed then), EngineDead. A restarted engine begins with its first budget again."""
+        if not self._link.serving:
+            raise EngineDead("the engine is not serving")
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._budget_waiters.append(waiter)
+        self._link.send(wire.SetWeightBudget(budget))
+        refusal = await waiter
+        if refusal:
+            raise ConfigError(refusal)
+
     def alive(self) -> bool:
         """The engine loop has finished a step or a heartbeat lately."""
         if not self._link.serving:
@@ -164,6 +177,9 @@ class SocketEngineClient:
         while True:
             await self._listen()
             how = await self._link.take_down()
+            while self._budget_waiters:
+                if not (waiting := self._budget_waiters.popleft()).done():
+                    waiting.set_exception(EngineDead("the engine died before it could say"))
             if self._over is not None:
                 return
             logger.error("the engine died: %s", how)
@@ -222,6 +238,9 @@ class SocketEngineClient:
                     if not waiter.done():
                         waiter.set_result(stats)
                 self._stats_waiters.clear()
+            case wire.WeightBudgetSet(refused):
+                if not (waiting := self._budget_waiters.popleft()).done():
+                    waiting.set_result(refused)
             case wire.Refused(refusal):
                 self._refused(refusal)
             case wire.Failed(name, text):

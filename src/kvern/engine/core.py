@@ -23,6 +23,7 @@ from kvern.core.events import (
     Reprioritise,
     Stepped,
     WakeAt,
+    WeightsChanged,
     Woken,
 )
 from kvern.core.limits import EngineConfig
@@ -121,6 +122,8 @@ class EngineCore:
                 self._view.measured[name] = value
             case Woken():
                 ledger.pool.unpin_expired(now)
+            case WeightsChanged(revision):
+                ledger.renew_weights(revision)
             case _:
                 raise InvariantBroken(f"{type(event).__name__} is not an event of the core")
 

@@ -40,6 +40,12 @@ class StatsWanted(msgspec.Struct, frozen=True, array_like=True):
     """Answered by one ``Stats`` at once; the engine also sends one unasked as its heartbeat."""
 
 
+class SetWeightBudget(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes that all weights may take from the next step on (None: all they can); answered by one WeightBudgetSet."""
+
+    budget: int | None
+
+
 class Shutdown(msgspec.Struct, frozen=True, array_like=True):
     """Finish the step that runs, then end."""
 
@@ -56,6 +62,12 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
     stats: EngineStats
+
+
+class WeightBudgetSet(msgspec.Struct, frozen=True, array_like=True):
+    """``refusal`` says why nothing changed; empty when it did."""
+
+    refusal: str
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
@@ -82,7 +94,9 @@ class Log(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
-Message = Submit | Abort | StatsWanted | Shutdown | Deltas | Refused | Stats | Progress | Ready | Failed | Log
+FromClient = Submit | Abort | StatsWanted | SetWeightBudget | Shutdown
+FromEngine = Deltas | Refused | Stats | WeightBudgetSet | Progress | Ready | Failed | Log
+Message = FromClient | FromEngine
 
 
 class Kind(enum.IntEnum):
@@ -90,6 +104,7 @@ class Kind(enum.IntEnum):
     ABORT = 2
     STATS_WANTED = 3
     SHUTDOWN = 4
+    SET_WEIGHT_BUDGET = 5
     DELTAS = 16
     REFUSED = 17
     STATS = 18
@@ -97,6 +112,7 @@ class Kind(enum.IntEnum):
     READY = 20
     FAILED = 21
     LOG = 22
+    WEIGHT_BUDGET_SET = 23
 
 
 _TYPES: dict[Kind, type[msgspec.Struct]] = {
@@ -104,6 +120,7 @@ _TYPES: dict[Kind, type[msgspec.Struct]] = {
     Kind.ABORT: Abort,
     Kind.STATS_WANTED: StatsWanted,
     Kind.SHUTDOWN: Shutdown,
+    Kind.SET_WEIGHT_BUDGET: SetWeightBudget,
     Kind.DELTAS: Deltas,
     Kind.REFUSED: Refused,
     Kind.STATS: Stats,
@@ -111,6 +128,7 @@ _TYPES: dict[Kind, type[msgspec.Struct]] = {
     Kind.READY: Ready,
     Kind.FAILED: Failed,
     Kind.LOG: Log,
+    Kind.WEIGHT_BUDGET_SET: WeightBudgetSet,
 }
 _KINDS = {cls: kind for kind, cls in _TYPES.items()}
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {k: msgspec.msgpack.Decoder(t) for k, t in _TYPES.items()}

@@ -19,8 +19,9 @@ class _Page(NamedTuple):
 class PrefixIndex:
     """A chain of keyed hashes over whole pages, one chain per cache domain and salt.
 
-    The digest of a page covers the domain (numerics version, KV format), the salt, and every token up to its end, so
-    a page is found only by what its KV depends on. A hit also compares the page's tokens: a collision of digests
+    The digest of a page covers the domain (numerics version, KV format), the ``revision`` of the weights when its
+    chain began, the salt, and every token up to its end, so a page is found only by what its KV depends on. A hit
+    also compares the page's tokens: a collision of digests
     costs a recomputation, never a wrong answer. The key keeps clients from constructing collisions.
     """
 
@@ -28,6 +29,7 @@ class PrefixIndex:
         """``key``: 0 to 64 secret bytes."""
         self._page_tokens = page_tokens
         self._key, self._domain = key, domain
+        self.revision = 0
         self._by_digest: dict[bytes, _Page] = {}
         self._by_page: dict[int, bytes] = {}
 
@@ -37,6 +39,7 @@ class PrefixIndex:
     def root(self, salt: bytes) -> bytes:
         """Start of a salt's chains; also the name of their position frame."""
         head = len(self._domain).to_bytes(8, "little") + self._domain
+        head += self.revision.to_bytes(8, "little")
         return blake2b(head + salt, digest_size=_BYTES, key=self._key, person=b"kvern-root").digest()
 
     def extend(self, view: KvView, salt: bytes, known: list[int], pages: int) -> None:

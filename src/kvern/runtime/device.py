@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,14 @@ class StepResult:
     reached: NDArray[np.int32]  # [S]
     # [G] the id of the highest logit, ties to the lowest; -1: logits that are not finite, or a slice not finished
     greedy: NDArray[np.int32] = field(default_factory=_no_rows)
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A device whose weights may take more or less memory while it serves."""
+
+    def set_weight_budget(self, budget: int | None) -> None:
+        """Bytes that all weights may take from the next step on; None: all they can. Raises ConfigError."""
 
 
 class Device(Protocol):

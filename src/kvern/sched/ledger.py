@@ -148,6 +148,14 @@ class Ledger:
             self.index.forget(page)
             self.pool.drop(page)
 
+    def renew_weights(self, revision: int) -> None:
+        """KV made from now on is other KV: chains that begin now have names of their own. Sequences that hold memory
+        go on with what they have."""
+        self.index.revision = revision
+        for sequence in self.live.values():
+            if sequence.state is State.WAITING:
+                sequence.view.digests.clear()
+
     # -- leaving ------------------------------------------------------------------------------------------------
 
     def preempt(self, sequence: Sequence) -> None:

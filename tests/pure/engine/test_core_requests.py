@@ -9,7 +9,7 @@ from choices import policies
 from core_rig import Rig, request
 from model_device import expected
 
-from kvern.core.events import Aborted, Arrived, Measured, Stepped
+from kvern.core.events import Aborted, Arrived, Measured, Stepped, WeightsChanged
 from kvern.core.limits import EngineConfig
 from kvern.core.plan import StepReport, TokenLogprobs
 from kvern.core.request import Request, Sampling
@@ -229,3 +229,25 @@ def test_prompt_logprobs_of_one_who_left_are_dropped() -> None:
     it.core.handle(Stepped(StepReport(0, 0, (9,), prompt_logprobs=((1, 1, row(1)),))), 0.0)
     it.core.audit()
     assert it.core.stats().pages_used == 0
+
+
+def test_kv_of_other_weights_is_not_shared() -> None:
+    it = rig(max_running=1)
+    it.arrive(request(1, 14, 2))
+    prompt = it.requests[1].prompt
+
+    def ask(key: int) -> None:
+        it.arrive(request(key, prompt, 2))
+        it.drain()
+
+    it.drain()
+    ask(2)
+    it.arrive(request(3, prompt, 2))
+    it.arrive(request(4, prompt, 2))  # waits, and has been looked up already
+    it.handle(WeightsChanged(1))
+    it.drain()
+    ask(5)
+    it.handle(WeightsChanged(2))
+    ask(6)
+    it.check_done()
+    assert {key: it.deltas[key][0].cached_tokens for key in (2, 4, 5, 6)} == {2: 12, 4: 0, 5: 12, 6: 0}
