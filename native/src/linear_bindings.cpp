@@ -242,8 +242,7 @@ void register_linear(nb::module_& module) {
     using namespace nb::literals;
     module.def(
         "isa", [] { return kernels().isa; }, "The instruction set in use (KVERN_ISA may choose a lesser one).");
-    module.def(
-        "available_isas", [] { return available_isas(); }, "Best first.");
+    module.def("available_isas", [] { return available_isas(); }, "Best first.");
     nb::class_<Pool>(module, "Pool", "Worker threads; the calling thread is one of them.")
         .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a = std::vector<int>(),
              "`cpus`: none, or one for each thread, the first being the caller's (see pin_caller).")

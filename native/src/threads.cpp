@@ -129,7 +129,9 @@ void Pool::run_task(Task task, void* context) {
         remaining_.store(workers_ - 1, std::memory_order_relaxed);
         generation_.fetch_add(1);  // publishes the task; ordered before the read of parked_
         if (parked_.load() > 0) {
-            { std::lock_guard<std::mutex> lock(parking_); }
+            {
+                std::lock_guard<std::mutex> lock(parking_);
+            }
             work_.notify_all();
         }
     }
@@ -147,7 +149,9 @@ void Pool::serve(int worker) {
         if (closing_) return;
         task_(context_, worker, workers_);
         if (remaining_.fetch_sub(1) == 1 && caller_parked_.load()) {
-            { std::lock_guard<std::mutex> lock(parking_); }
+            {
+                std::lock_guard<std::mutex> lock(parking_);
+            }
             done_.notify_one();
         }
     }
