@@ -21,13 +21,32 @@
 namespace kvern {
 
 // Each has a codec in formats/ (weight_codec.h); numbers are positions in KVERN_WEIGHT_FORMATS.
-#define KVERN_WEIGHT_FORMATS(X)                                                                             \
-    X(q4_0)                                                                                                 \
-    X(q4_1)                                                                                                 \
-    X(q5_0)                                                                                                 \
-    X(q5_1) X(q8_0) X(q4_k) X(q5_k) X(q6_k) X(f32) X(f16) X(bf16) X(w8a8) X(qoq) X(w4a16) X(w6) X(bipolar2) \
-        X(bipolar3) X(bipolar4) X(w4a4_mixed) X(bitstack) X(bipolar1) X(bipolar5) X(bipolar6) X(bipolar7)   \
-            X(bipolar8)
+#define KVERN_WEIGHT_FORMATS(X) \
+    X(q4_0)                     \
+    X(q4_1)                     \
+    X(q5_0)                     \
+    X(q5_1)                     \
+    X(q8_0)                     \
+    X(q4_k)                     \
+    X(q5_k)                     \
+    X(q6_k)                     \
+    X(f32)                      \
+    X(f16)                      \
+    X(bf16)                     \
+    X(w8a8)                     \
+    X(qoq)                      \
+    X(w4a16)                    \
+    X(w6)                       \
+    X(bipolar2)                 \
+    X(bipolar3)                 \
+    X(bipolar4)                 \
+    X(w4a4_mixed)               \
+    X(bitstack)                 \
+    X(bipolar1)                 \
+    X(bipolar5)                 \
+    X(bipolar6)                 \
+    X(bipolar7)                 \
+    X(bipolar8)
 #define KVERN_FORMAT_NAME(name) name,
 enum class Format : int { KVERN_WEIGHT_FORMATS(KVERN_FORMAT_NAME) count };
 #undef KVERN_FORMAT_NAME
