@@ -153,7 +153,8 @@ class SocketEngineClient:
         """Stop the engine; open streams raise EngineDead."""
         self._over = self._over or EngineDead("the engine was closed")
         self._link.send(wire.Shutdown())
-        self._fail_all(self._over)
+        for live in self._live.values():
+            live.fail(self._over)
         if self._supervisor is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._supervisor), self._limits.close_s)
@@ -189,7 +190,8 @@ class SocketEngineClient:
             except KvernError as error:
                 self._over = EngineDead(str(error))
                 logger.error("the engine cannot be brought back: %s", error)
-                self._fail_all(self._over)
+                for live in self._live.values():
+                    live.fail(self._over)
                 return
             self._resubmit()
 
@@ -268,10 +270,6 @@ class SocketEngineClient:
             live.submitted = False  # it had its place before the engine died: again when another one ends
         else:
             live.fail(_refusal_error(refusal))
-
-    def _fail_all(self, error: KvernError) -> None:
-        for live in self._live.values():
-            live.fail(error)
 
     def _count_crash(self) -> None:
         assert self._in_flight is not None

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import msgspec
 
-from kvern.core.errors import ConfigError
 from kvern.core.events import (
     Aborted,
     Arrived,
@@ -32,6 +31,7 @@ from kvern.core.events import (
 from kvern.core.ports import Clock, EngineInfo, EngineStats, Executor
 from kvern.engine.channel import Channel, Wake
 from kvern.engine.in_flight import InFlight
+from kvern.engine.weight_budget import WeightBudget
 from kvern.engine.wire import (
     Abort,
     Deltas,
@@ -93,11 +93,11 @@ class Driver:
         in_flight: InFlight | None = None,
     ) -> None:
         self._core, self._executor, self._recorder = engine.core, engine.executor, engine.recorder
-        self._resident_bytes, self._resize = engine.resident_bytes, engine.set_weight_budget
+        self._resident_bytes = engine.resident_bytes
+        self._weights = WeightBudget(engine.set_weight_budget)
         self._channel, self._wake, self._clock, self._in_flight = channel, wake, clock, in_flight
         self._timers: list[tuple[float, str]] = []
         self._running = 0  # plans submitted and not completed
-        self._revision = 0  # of the weights
         self._stopping = False
         self._last_progress = self._last_heartbeat = clock.now()
         self.core_seconds = 0.0  # spent in the control core, since start
@@ -149,23 +149,14 @@ class Driver:
             case StatsWanted():
                 self._channel.send(Stats(self.stats()))
             case SetWeightBudget(budget):
-                self._channel.send(WeightBudgetSet(self._set_weight_budget(budget)))
+                done = self._weights.set(budget)
+                if isinstance(done, WeightsChanged):
+                    self._handle(done)
+                self._channel.send(WeightBudgetSet(done if isinstance(done, str) else ""))
             case Shutdown():
                 self.stop()
             case _:
                 raise WireError(f"a client does not send {type(message).__name__}")
-
-    def _set_weight_budget(self, budget: int | None) -> str:
-        """Why it was refused; empty when it was done."""
-        if self._resize is None:
-            return "the weights of this back end have one size"
-        try:
-            self._resize(budget)
-        except ConfigError as error:
-            return str(error)
-        self._revision += 1
-        self._handle(WeightsChanged(self._revision))
-        return ""
 
     def _handle(self, event: Event) -> None:
         now = self._clock.now()
