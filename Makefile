@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find native src -type f ! -name '*.so' ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: serve test check native bench model tools clean
+.PHONY: serve test check native sanitize bench model tools clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed  ## install, fetch the demo model, serve it on 127.0.0.1:8000
@@ -32,6 +32,9 @@ native: $(VENV)/checked  ## developer build of the extension into src/kvern, for
 	# Moved into place in one step: a process that has the old file mapped must not see it change.
 	for file in build/dev/native/_native*.so; do \
 	  cp "$$file" src/kvern/.new.so && mv src/kvern/.new.so "src/kvern/$$(basename "$$file")"; done
+
+sanitize: $(VENV)/tested $(VENV)/checked  ## the native tests on a build with address and undefined-behaviour checks
+	tools/sanitized_tests.sh $(BIN)/python
 
 bench: $(VENV)/installed  ## the demo model's numbers; LLAMA_BENCH=... LLAMA_BATCHED_BENCH=... to compare
 	$(BIN)/kvern pull $(MODEL)
